@@ -1,7 +1,8 @@
 """Rank and evaluate scores from Python: ``from pab import rank, evaluate``.
 
-Both functions accept a loaded :class:`ScoreFile`, or a path of scores in any form of
-:mod:`pab.formats.forms`. Errors are :class:`pab.core.errors.InputError`, one line each.
+Both functions accept a loaded :class:`ScoreFile`, or the path of a file in any form of
+:mod:`pab.formats.forms` that contains query and gallery ids. Errors are
+:class:`pab.core.errors.InputError`, one line each.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
 """
@@ -40,7 +41,8 @@ def rank(
         is shorter if the source of the scores lists fewer images.
 
     Raises:
-        InputError: the scores or ids are invalid or do not match, or ``top_k`` is below 1.
+        InputError: the file cannot be read or has no ids, the scores or ids are invalid or do not
+            match, or ``top_k`` is below 1.
     """
     if top_k < 1:
         raise InputError("top_k", f"must be at least 1, found {top_k}")
@@ -73,15 +75,17 @@ def evaluate(
         scores: a score file or its path; ``Q`` queries in any order.
         annotation: a labelled annotation or its path, a name-masked ``query.json`` with
             ``answers``, or the right gallery ids of each query: ``{query id: ids}``.
-        answers: answer key of a name-masked set.
-        image_folder: the gallery's folder, if the scores must cover all its images.
+        answers: answer key of a name-masked set; used only if ``annotation`` is a path.
+        image_folder: used only if ``annotation`` is a path. For a name-masked set, the gallery's
+            folder, if the scores must cover all its images; otherwise, root of the image paths.
 
     Returns:
         Metrics per query. ``.summary()`` returns their means, ``.intervals()`` their 95 % bootstrap
         intervals, and ``.table()`` the text that ``python -m pab.evaluate`` prints.
 
     Raises:
-        InputError: there are no labels, or the query ids or image ids do not match.
+        InputError: a file cannot be read, the scores are invalid, there are no labels, or the query
+            ids or image ids do not match.
     """
     if isinstance(annotation, Mapping):
         relevant = {
@@ -99,8 +103,9 @@ def checked(scores: ScoreFile | str | Path, where: str = "scores") -> ScoreFile:
     """Return a valid score file; if ``scores`` is a path, load it.
 
     Raises:
-        InputError: the file cannot be read, or a rule of :class:`pab.scores.ScoreFile` is violated;
-            the message names ``where`` or the path.
+        InputError: the file cannot be read or has no ids, or a rule of
+            :class:`pab.scores.ScoreFile` is violated. The message names the path, or ``where`` for
+            a loaded score file.
     """
     if not isinstance(scores, ScoreFile):
         return load_scores(scores)

@@ -4,7 +4,7 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-Without labels, the command counts equal top-1 images, shared images within the first ten places,
+The command counts equal top-1 images, shared images within the first ten places,
 and queries with a duplicate top-1 image. In a one-to-one set, an image that is top-1 for several
 queries is right for at most one of them. With labels, the command also reports how often each list
 is right, with paired bootstrap intervals of the metrics. Name matching ignores image extensions and
@@ -50,7 +50,7 @@ class Comparison:
         overlap: mean number of shared images within ``depth``.
         distinct_first: number of distinct top-1 images, per list.
         duplicate_top1: number of queries with a duplicate top-1 image, per list.
-        differing: line numbers (from 1) with different top-1 images.
+        differing: numbers (from 1) of the lines whose top-1 images differ.
     """
 
     lines: int
@@ -79,7 +79,11 @@ class Comparison:
 
 
 def compare(a: Sequence[Sequence[str]], b: Sequence[Sequence[str]]) -> Comparison:
-    """Compare two ranked lists line by line; both contain the same queries in the same order."""
+    """Compare two ranked lists line by line; both contain the same queries in the same order.
+
+    Raises:
+        ValueError: the lists have different lengths.
+    """
     if len(a) != len(b):
         raise ValueError(f"expected lists of equal length, found {len(a)} and {len(b)}")
     depth = min(DEPTH, len(a[0]), len(b[0]))
@@ -106,9 +110,9 @@ def _duplicates(first: Counter[str]) -> int:
 def read_labels(
     answers: Path | None, annotation: Path | None, query_order: Path | None, **reading: Any
 ) -> tuple[Retrieval, list[str]] | None:
-    """Read the labels and the query id of each line; return None without labels.
+    """Read the labels and the query id of each line; return None without either file of labels.
 
-    Without an annotation, the query ids have the order of the answer key.
+    Without ``query_order``, the lines have the order of the annotation, or else of the answer key.
     """
     if annotation is not None:
         retrieval = read_retrieval(annotation, answers=answers, **reading)

@@ -60,7 +60,8 @@ class Evaluation:
 
     Attributes:
         metrics: per-query values of all metrics.
-        groups: name -> mask ``[Q]``: ``"all"``, and ``"normal"`` and ``"abnormal"`` if labelled.
+        groups: name -> mask ``[Q]``: ``"all"``, and ``"normal"`` and ``"abnormal"`` if the labels
+            mark such queries.
         twin: :func:`pab.metrics.twin_preference` ``[Q]``; None for ranked lists.
         n_gallery: number of gallery images; None for ranked lists.
         relevance: relevance rule; see :class:`pab.data.records.Retrieval`.
@@ -126,9 +127,9 @@ class Evaluation:
     def to_json(self, *, intervals: bool = False, seed: int = 0) -> dict[str, Any]:
         """Return the figures as ``{"gallery": N, "relevance": RULE, "groups": {GROUP: figures}}``.
 
-        The figures of a group are ``{"queries": N, METRIC: MEAN, ...}``. Scores add
-        ``"queries_with_twin": N``, and ``intervals`` adds
-        ``"intervals_95": {METRIC: [LOW, HIGH]}``.
+        The figures of a group are ``{"queries": N, METRIC: MEAN, ...}``. Those of scores also
+        contain ``"queries_with_twin": N``, and ``intervals`` adds
+        ``"intervals_95": {METRIC: [LOW, HIGH]}``. For ranked lists, ``"gallery"`` is None.
         """
         groups: dict[str, Any] = {}
         for group, chosen in self.groups.items():
@@ -156,7 +157,7 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
 def read_labels(
     annotation: str | Path, *, image_folder: str | Path | None, **reading: Any
 ) -> Retrieval:
-    """Read an annotation; for a name-masked set, list the image folder as the gallery.
+    """Read an annotation; for a name-masked set, list the image folder, if any, as the gallery.
 
     Args:
         annotation: see :func:`read_retrieval`.
@@ -164,7 +165,7 @@ def read_labels(
         reading: further arguments of :func:`read_retrieval`.
 
     Raises:
-        InputError: see :func:`read_retrieval`.
+        InputError: see :func:`read_retrieval` and :func:`pab.data.images.list_gallery`.
     """
     retrieval = read_retrieval(annotation, image_folder=image_folder, **reading)
     if retrieval.gallery is None and image_folder:
@@ -189,7 +190,8 @@ def evaluate(
         where: path of the score file, for messages.
 
     Raises:
-        InputError: there are no labels, or the query ids or image ids do not match.
+        InputError: there are no labels, a query has no right image, or the query ids or image ids
+            (including those of twins) do not match.
     """
     from pab.scores import respell  # imports torch, which ranked lists do not need
 
@@ -261,7 +263,9 @@ def evaluate_predictions(
         where: path of the list, for messages.
 
     Raises:
-        InputError: no labels, a wrong number of lines, or a name that is not in the gallery.
+        InputError: there are no labels, ``query_order`` has other ids than the queries, the number
+            of lines is wrong, a query has no right image, a name is not in the gallery, or two
+            names would become equal.
     """
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)

@@ -1,8 +1,9 @@
 """Export only the weights of a checkpoint: `python -m pab.export_weights FILE --out FILE`.
 
 A training state or a released checkpoint may contain more than the weights, such as the state of
-the optimizer. The exported file contains only the weights, under the model's own names, with
-adapters merged, and optionally in half precision.
+the optimizer. The exported file contains only the weights and their metadata. The weights have the
+model's own names, merged adapters and, optionally, half precision. For a training state with an
+average (EMA), the averaged weights are exported.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
 
     Raises:
-        InputError: ``source`` is not a checkpoint, the extension of ``out`` is unknown, adapters
-            cannot be merged, or a weight is not finite before or after conversion.
+        InputError: ``source`` cannot be read or is not a checkpoint, ``dtype`` or the extension of
+            ``out`` is unknown, adapters cannot be merged, a weight is not finite before or after
+            conversion, or ``out`` cannot be written.
     """
     import torch  # --help does not need it
 

@@ -6,9 +6,9 @@ size and SHA-256 of the file are written to `manifest.json` in the checkpoint fo
 only be downloaded with a browser: for these, the command prints the URL and the target path.
 
 A model on the Hugging Face hub becomes a folder. All its files come from one commit: that of the
-branch `main`, or the one named by `NAME@COMMIT`. Each file must have the hash that the hub lists
-for the commit. This check detects damage, but trusts the hub. The manifest records the commit.
-`HF_ENDPOINT` names a mirror of the hub.
+branch `main`, or the one named by `NAME@COMMIT` (a commit, tag or branch). Each file must have the
+hash that the hub lists for the commit. This check detects damage, but trusts the hub. The manifest
+records the commit. `HF_ENDPOINT` names a mirror of the hub.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Source:
     """Source of a checkpoint.
 
     Attributes:
-        path: path in the checkpoint folder, as in the scripts' defaults.
+        path: path in the checkpoint folder, as in the configs and the commands' defaults.
         address: URL of the file, of the page that links to it, or of the repository.
         kind: ``file`` for a direct download, ``page`` for a manual download with a browser, ``hub``
             for a repository on the Hugging Face hub, which becomes a folder.
@@ -105,9 +105,10 @@ def fetch(name: str, folder: Path) -> Path:
         folder: checkpoint folder.
 
     Raises:
-        InputError: the name is unknown, the source is a page, the manifest is damaged, or the
-            download failed (the next call resumes it). Also raised if a hash differs or the server
-            sent no weights; that file is deleted.
+        InputError: the name is unknown, the file is missing and its source is a page, a revision is
+            passed for another source than the hub, the present folder has another revision, the
+            manifest is damaged, or the download failed (the next call resumes it). Also raised if a
+            hash differs or the server sent no weights; that file is deleted.
     """
     key, _, revision = name.partition("@")
     if key not in SOURCES:
@@ -137,7 +138,7 @@ def fetch_model(source: Source, folder: Path, revision: str) -> Path:
     Args:
         source: repository and target.
         folder: checkpoint folder.
-        revision: commit, tag or branch; empty for ``main``.
+        revision: commit, tag or branch; empty for ``main``, or for any commit that is present.
 
     Raises:
         InputError: see :func:`fetch`.
@@ -201,6 +202,7 @@ def download(address: str, part: Path) -> None:
 
     Raises:
         OSError: no response, an error response, or a size other than the announced one.
+        HTTPException: a malformed or incomplete response.
     """
     done = part.stat().st_size if part.is_file() else 0
     request = Request(address, headers={"Range": f"bytes={done}-"} if done else {})
@@ -249,7 +251,7 @@ def not_weights(file: Path, ending: str) -> str:
 
 
 def check(folder: Path) -> str:
-    """Format one line per file or model: name, path, state and source."""
+    """Format one line per file or model (name, path, state and source), and one about CLIP."""
     lines, fetched = [], manifest(folder)
     for name, source in SOURCES.items():
         target = folder / source.path

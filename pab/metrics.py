@@ -16,7 +16,7 @@ has a set ``R`` of right images (usually one; several if a caption fits several 
 
 A right image that is missing from a list or run counts as not found: it adds nothing to mAP, and
 mINP is 0 for its query. A query that is missing from a run counts as a miss in every metric, as in
-trec_eval and ir-measures.
+ir-measures and in ``trec_eval -c``.
 
 The value for a set of queries is the mean over the queries. Intervals are percentile bootstrap
 intervals (Efron and Tibshirani, 1993): queries are resampled with replacement, and the bounds are
@@ -219,19 +219,20 @@ def twin_preference(
     *,
     where: str | Path = "score file",
 ) -> FloatArray:
-    """Score each query 100 if the best right image ranks above the twin, else 0.
+    """Give each query with a twin 100 if its best right image ranks above the twin, else 0.
 
     Args:
         score_file: the scores.
         metrics: :func:`evaluate_scores` of the same scores.
-        twins: query id -> gallery id of its twin; queries without a twin are ignored.
+        twins: query id -> gallery id of its twin; a query may lack one.
         where: path of the score file, for messages.
 
     Returns:
         float64 ``[Q]``: 100 or 0, NaN for a query without a twin.
 
     Raises:
-        InputError: a twin is not in the gallery.
+        InputError: a twin is not in the gallery. In a form that lists only some images, an unlisted
+            twin ranks below all listed images.
     """
     pairs = [
         (row, twins[query_id])

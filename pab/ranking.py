@@ -1,7 +1,7 @@
 """Rank by score with one tie rule; read and write ranked lists, the submission format.
 
 Tie rule: of two images with equal scores, the one with the smaller gallery id comes first. Columns
-of a score matrix are sorted by gallery id, so the smaller id is the smaller column.
+of a score matrix are sorted by gallery id, so the smaller id has the smaller column number.
 
 torch is imported only in functions that need it, so commands on ranked lists start quickly.
 
@@ -34,7 +34,7 @@ from pab.core.text_files import read_text, text_of
 if TYPE_CHECKING:
     from torch import Tensor
 
-_BLOCK_ELEMENTS = 1 << 22  # scores per block: 16 MiB of float32 for any gallery size
+_BLOCK_ELEMENTS = 1 << 22  # scores per block: 16 MiB of float32, but at least one row
 _NAMED_IDS = 5  # maximum number of ids of each kind that a mismatch message names
 ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
 _ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal lists produce equal bytes
@@ -155,7 +155,8 @@ def order_queries(
     """Check ``order`` against the query ids and return it; if it is None, return the query ids.
 
     Raises:
-        InputError: ``order`` and ``query_ids`` have different ids; the message names ``where``.
+        InputError: the ids of ``order`` and ``query_ids`` differ or repeat; the message names
+            ``where``.
     """
     if order is None:
         return list(query_ids)
@@ -191,7 +192,8 @@ def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
     produce equal bytes.
 
     Raises:
-        InputError: a name is empty or contains a blank, which the format cannot represent.
+        InputError: a name is empty or contains a blank, which the format cannot represent, or the
+            file cannot be written.
     """
     check_names(path, names)
     text = "".join(" ".join(line) + "\n" for line in names)
@@ -250,7 +252,8 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
 
     Raises:
         InputError: the file is missing, not text, or empty; it has empty lines, duplicate names in
-            a line, or lines of unequal length; or it is in another format (JSON, a TREC run).
+            a line, or lines with different numbers of names; it is in another format (JSON, a TREC
+            run); or it is a zip file that is damaged, unpacks to too much or has no list.
     """
     path = existing_file(path, _A_RANKED_LIST)
     if zipfile.is_zipfile(path):

@@ -2,9 +2,9 @@
 
 A score file is written by ``torch.save`` and contains ``{"scores", "query_ids", "gallery_ids",
 "meta"}``. The scores are a float32 matrix ``[Q, G]`` (query by gallery image, higher is better),
-always stored with the ids of its rows and columns. Gallery ids are sorted, so that of equal scores,
-the smaller column ranks first. Files are memory-mapped, and loading never executes code from a
-file (:mod:`pab.core.tensor_files`).
+always stored with the ids of its rows and columns. Gallery ids are sorted, so of equal scores, the
+one in the smaller column ranks first. By default, files are memory-mapped. Loading never executes
+code from a file (:mod:`pab.core.tensor_files`).
 
 :class:`ScoreFile` and :func:`save_scores` are defined in :mod:`pab.formats.score_file`. For files
 of other tools, see :mod:`pab.formats.forms`.
@@ -64,12 +64,13 @@ def load_scores(
             of each line.
         gallery_ids: ids of the columns, in order, for files without ids. For a form that lists only
             some images per query, the whole gallery; None uses the listed images.
-        mmap: leave the matrix of a score file on disk until it is used.
+        mmap: leave the matrix on disk until it is used, if the form, the dtype and the order of the
+            columns allow it.
 
     Raises:
-        InputError: the file is missing, damaged or of unknown form, has no ids and none are passed,
-            or violates a rule of :class:`ScoreFile`. For a file without ids, the message contains
-            the command that converts it.
+        InputError: the file is missing, damaged or of unknown form, ids are missing or do not
+            match, or a rule of :class:`ScoreFile` is violated. If ids are missing, the message
+            contains the command that converts the file.
     """
     found = read_form(path, mmap=mmap)
     return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids, id_flags=False)
@@ -99,11 +100,12 @@ def align(
 ) -> ScoreFile:
     """Reorder the rows of a score file to those of ``reference``; the matrices can then be added.
 
-    Ids that differ only in image extension or Unicode form are matched first. Columns then need no
-    reordering, because equal sets of sorted ids have equal order.
+    Gallery ids that differ only in image extension or Unicode form are matched first, and so are
+    query ids that differ only in Unicode form. Columns then need no reordering, because equal sets
+    of sorted ids have equal order.
 
     Raises:
-        InputError: the query ids or the gallery ids differ.
+        InputError: the query ids or the gallery ids differ, or two ids would become equal.
     """
     known = (reference.query_ids, reference.gallery_ids)
     score_file = respell(score_file, *known, where=where, known_name=reference_name)
@@ -114,7 +116,7 @@ def align(
 def check_same_ids(
     score_file: ScoreFile, reference: ScoreFile, where: str | Path, reference_name: str
 ) -> None:
-    """Check that a score file has the same ids as the reference.
+    """Check that a score file has the same ids as the reference; query ids may be in any order.
 
     Raises:
         InputError: the ids differ; the message names the file and the ids.
@@ -191,7 +193,8 @@ def import_scores(
             for a form that lists only some images per query, the whole gallery.
 
     Raises:
-        InputError: the file cannot be read, or ids are missing or do not match.
+        InputError: a file cannot be read, ids are missing or do not match, or scores are NaN or
+            infinite.
     """
     path = Path(path)
     found = read_form(path)

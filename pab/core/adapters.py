@@ -55,7 +55,7 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
 
     Raises:
         InputError: ``alpha`` is None, the adapters are of an unsupported kind or form several sets,
-            or a weight that they update is missing.
+            or one of them is incomplete or fits no weight.
     """
     own: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}

@@ -43,16 +43,20 @@ COPY_AGAIN = "copy or download it again from its source"  # the remedy for a dam
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:
-    """Read a checkpoint onto the CPU; large tensors stay on disk until they are used.
+    """Read a checkpoint onto the CPU; tensors stay on disk until used, if the format allows it.
 
     The format is detected from the content, not from the file name.
 
     Args:
-        path: a safetensors file (returned as ``{"model": tensors, "metadata": {str: str}}``), or a
-            file written by ``torch.save``.
+        path: a safetensors file, or a file written by ``torch.save``.
+
+    Returns:
+        ``{"model": tensors, "metadata": {str: str}}`` for a safetensors file, the result of
+        :func:`weights_of_state` for a training state, otherwise the content of the file.
 
     Raises:
-        InputError: the file is missing, damaged, not a checkpoint, or holds other Python objects.
+        InputError: the file is missing, damaged, not a checkpoint, or holds Python objects that are
+            not allowed.
     """
     path = existing_file(path, "a checkpoint")
     found = file_kind(path)
@@ -97,7 +101,7 @@ class LoadReport:
     ignored: tuple[str, ...]  # excluded from the comparison on both sides
 
     def warn(self, path: str | Path) -> None:
-        """Print one notice about newly initialized parts and one about skipped parts."""
+        """Print a notice about newly initialized tensors and one about skipped ones, if any."""
         for what, names in (("newly initialized", self.missing), ("left out", self.unexpected)):
             if names:
                 groups = sorted({".".join(name.split(".")[:2]) for name in names})
@@ -225,7 +229,7 @@ def save_weights(
 
 
 def _apart(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy tensors to the CPU so that no two share memory.
+    """Return contiguous tensors on the CPU of which no two share memory; copy only if necessary.
 
     Saving a view would write its whole storage, and safetensors rejects shared memory.
     """
@@ -259,7 +263,7 @@ def _sort_metadata(path: Path) -> None:
 class TrainingState:
     """State of a training run, from which the run resumes exactly.
 
-    Holds only tensors and plain containers. ``rng`` has one
+    Contains only tensors, plain values and plain containers. ``rng`` has one
     :func:`pab.core.devices.rng_state` per process, by rank.
     """
 
@@ -273,7 +277,7 @@ class TrainingState:
     scaler: dict[str, Any] = field(default_factory=dict)
     ema: dict[str, Any] | None = None
     best_metric: float | None = None
-    skipped: dict[str, int] = field(default_factory=dict)  # counts of steps: total, in_row
+    skipped: dict[str, int] = field(default_factory=dict)  # numbers of skipped steps: total, in_row
     facts: dict[str, str] = field(default_factory=dict)  # metadata of the run's weight files
     content: dict[str, str] = field(default_factory=dict)  # setting -> hash of its files
 
@@ -354,7 +358,7 @@ def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, A
 
 
 def _plain(value: Any, where: str) -> Any:
-    """Convert a value to tensors and plain containers, which ``weights_only`` reading accepts."""
+    """Convert a value to tensors, plain values and plain containers, which safe reading accepts."""
     if isinstance(value, Tensor):
         return value.detach()
     if isinstance(value, np.generic):

@@ -81,7 +81,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
     Args:
         cls: a flat dataclass; every field has a default.
         yaml_path: YAML mapping of field names to values; None reads no file.
-        overrides: field name -> value, for instance from the command line; overrides the file.
+        overrides: field name -> value, for instance from the command line; these take precedence.
 
     Raises:
         InputError: unknown key, value of the wrong type or out of bounds, or a file that is missing
@@ -113,7 +113,7 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
 def add_config_flags(
     parser: CommandParser, cls: type[DataclassInstance], *, omit: Container[str] = ()
 ) -> None:
-    """Add one flag per field; a flag that is not passed sets no attribute.
+    """Add one flag per field that is not in ``omit``; a flag that is not passed sets no attribute.
 
     A ``bool`` field becomes the switches ``--name`` and ``--no_name``. A tuple accepts several
     values; a flag for a tuple of any length may be repeated. ``none`` unsets an optional field.
@@ -167,8 +167,9 @@ def config_from_args(
         included).
 
     Raises:
-        InputError: see :func:`load_config`; also anything that ``check()`` raises.
-        SystemExit: raised by argparse: code 2 for an unknown flag, 0 for ``--help``.
+        InputError: see :func:`load_config`; ``check()`` may also raise it.
+        SystemExit: raised by argparse: code 2 for a wrong command line, 0 for ``--help`` and
+            ``--version``.
     """
     usage = f"{prog} [--config FILE] [--SETTING VALUE ...]"
     parser = CommandParser(prog=prog, usage=usage)
@@ -295,7 +296,7 @@ def _described(faults: list[ErrorDetails]) -> str:
 
 
 def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
-    """Build argparse's converter for a field; the validator rejects text that is not converted."""
+    """Build argparse's converter for a field; text that it cannot convert reaches the validator."""
 
     def convert(text: str) -> Any:
         if optional and text.lower() == "none":
@@ -308,7 +309,7 @@ def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
 
 
 def _help_of(default: Any, text: str) -> str:
-    """Append the default to a help text, as a user would type it; omit "off" and "none"."""
+    """Append the default to a help text unless it is empty, none or off; escape percent signs."""
     values = default if isinstance(default, tuple) else (default,)
     shown = " ".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values)
     if shown not in ("", "None", "False"):

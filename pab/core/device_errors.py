@@ -80,7 +80,8 @@ def _is_out_of_memory(error: BaseException) -> bool:
 def _peak(device: torch.device) -> str:
     """Describe the peak memory of this process on the device, and the device's memory.
 
-    On MPS, which records no peak, this is the current memory.
+    On MPS, which records no peak, the current memory is given. For a CPU on Windows, no figures are
+    given.
     """
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
@@ -106,10 +107,10 @@ def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, sa
     check is skipped without workers, and on systems without ``/dev/shm``.
 
     Args:
-        num_workers: loader processes of this process.
-        sample_bytes: size of a loaded sample.
+        num_workers: number of loader processes of this process.
+        sample_bytes: size of a loaded sample in bytes.
         batch_size: samples per batch.
-        samples: samples of this process.
+        samples: number of samples that this process loads.
 
     Raises:
         InputError: the free space is too small, or ``LOCAL_WORLD_SIZE`` is not a positive integer.

@@ -22,7 +22,7 @@ from pab.core.errors import InputError
 Key = TypeVar("Key")
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # parameters of glibc's mallopt
-# Whether the CPU multiplies bfloat16 in matrix tiles (Intel's AMX). A constant, because
+# True if the CPU multiplies bfloat16 in matrix tiles (Intel's AMX). This is a constant, because
 # torch.compile would warn about a cached function.
 HAS_TILES = bool(torch.cpu.get_capabilities().get("amx_bf16"))
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -34,7 +34,7 @@ def pick_device(name: str) -> torch.device:
     Under torchrun, CUDA means this process's GPU (``LOCAL_RANK``).
 
     Raises:
-        InputError: unknown name, or the machine has no such device.
+        InputError: unknown name, the machine has no such device, or ``LOCAL_RANK`` is not a number.
     """
     if name == "auto":
         name = "mps" if torch.backends.mps.is_available() else "cpu"
@@ -93,7 +93,7 @@ def autocast(
     """Run matrix products in the block in ``dtype``; do nothing for float32 or equal ``weights``.
 
     If the weights already have ``dtype``, CUDA's autocast would still run every LayerNorm in
-    float32. For LHP, this doubles the kernels and the memory traffic of a batch.
+    float32. For LHP, this doubles the number of kernels and the memory traffic of a batch.
 
     Args:
         device: device of the model.
@@ -252,7 +252,7 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return a GPU's free bytes, including torch's unused reserved memory; None without a GPU."""
+    """Return a CUDA GPU's free bytes, including torch's unused reserved memory; else None."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)

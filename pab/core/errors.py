@@ -59,9 +59,9 @@ class LostProcessError(RuntimeError):
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
-    Exhausted memory, and an operation without a deterministic algorithm, are reported like bad
-    input. A lost connection to another process gives exit code 1; the other process reports the
-    cause.
+    Exhausted memory (also in ``/dev/shm``), and an operation without a deterministic algorithm, are
+    reported like bad input. A lost connection to another process gives exit code 1; the other
+    process reports the cause. A closed output pipe also gives exit code 1, and Ctrl-C gives 130.
     """
     try:
         with closing_bars():

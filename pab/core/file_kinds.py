@@ -40,7 +40,7 @@ class FileKind:
     todo: str = ""  # the remedy, if the kind determines it
 
 
-# First bytes -> kind and remedy.
+# First bytes, text for messages, remedy.
 SIGNATURES = (
     (
         b"version https://git-lfs.github.com/spec/", "a pointer of Git LFS instead of the file",

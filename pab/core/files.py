@@ -37,8 +37,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
-        InputError: the folder cannot be created, or the file cannot be written (disk full,
-            permission).
+        InputError: ``path`` is not a regular file, its folder cannot be created, or the file cannot
+            be written (disk full, permission).
     """
     path = Path(path)
     if path.is_dir():
@@ -84,7 +84,7 @@ def write_folder(folder: Path, write: Callable[[str], object]) -> None:
 
     Args:
         folder: folder to write.
-        write: function that writes the files into the folder whose path it receives.
+        write: function that creates the folder at the path it receives, and writes its files.
 
     Raises:
         InputError: the folder cannot be written.

@@ -1,10 +1,11 @@
 """Read values of other libraries in pickled files without running their code.
 
-A checkpoint may hold NumPy scalars, arrays, paths, dates and ``defaultdict`` beside its tensors.
-``weights_only`` reading rejects their classes. This module replaces each class with a stand-in that
-takes the same arguments and accepts only plain data. NumPy's own unpickling functions never run,
-because with a forged dtype they would interpret raw bytes as pointers. A stand-in never imports,
-calls or looks up anything named in a file.
+A checkpoint may hold NumPy scalars, arrays, paths, dates, ``SimpleNamespace`` and ``defaultdict``
+beside its tensors. ``weights_only`` reading rejects their classes. This module maps each class to a
+stand-in that takes the same arguments and accepts only plain data; dates and ``SimpleNamespace``
+are their own stand-ins. NumPy's own unpickling never receives unchecked data, because with a forged
+dtype it would interpret raw bytes as pointers. A stand-in never imports, calls or looks up anything
+named in a file.
 """
 
 from __future__ import annotations

@@ -67,7 +67,7 @@ class GradientAverage:
             self._overlaps = False
 
     def _ready(self, parameter: Tensor) -> None:
-        """Start the exchanges that the gradient of one parameter completes."""
+        """Record the gradient of one parameter, and start the exchanges that are now possible."""
         if not self._overlaps:
             return
         bucket = self._bucket_of[id(parameter)]
@@ -119,7 +119,8 @@ class GradientAverage:
             flat /= processes.world_size()
         own = torch.tensor([float(id(p) in self._own) for p in self.parameters])
         self._restart()
-        processes.pending_gathers = 0  # a gather without a backward pass would delay all steps
+        # A gather without a backward pass would delay the exchanges of all later steps.
+        processes.pending_gathers = 0
         return processes.reduce_mean(
             torch.cat([figures, own.to(figures.device, figures.dtype, non_blocking=True)])
         )
@@ -127,8 +128,8 @@ class GradientAverage:
     def without_fractions(self, values: Sequence[float]) -> list[float]:
         """Return only the figures from the result of :meth:`finish`, passed as Python floats.
 
-        Parameters without a gradient in any process have a zero gradient after :meth:`finish`. It
-        is removed here, because an optimizer would otherwise decay these parameters.
+        Parameters without a gradient in any process have a zero gradient after :meth:`finish`. This
+        method removes it, because an optimizer would otherwise decay these parameters.
         """
         count = len(values) - len(self.parameters)
         for parameter, fraction in zip(self.parameters, values[count:], strict=True):
@@ -144,7 +145,7 @@ def _call(method: weakref.WeakMethod, parameter: Tensor) -> None:  # type: ignor
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """Group tensors by dtype, up to ``BUCKET_ELEMENTS`` per group (or one larger tensor)."""
+    """Group consecutive tensors of one dtype: ``BUCKET_ELEMENTS`` at most, or one larger tensor."""
     bucket: list[Tensor] = []
     for tensor in tensors:
         full = sum(item.numel() for item in bucket) + tensor.numel() > BUCKET_ELEMENTS

@@ -34,7 +34,7 @@ class HubFile:
     Attributes:
         name: path in the repository.
         sha256: SHA-256 of a file in LFS (weights); None for a file in git.
-        blob: git's object id of a file in git: SHA-1 of its type, size and content.
+        blob: git's object id: SHA-1 of type, size and content (of the pointer, for a file in LFS).
     """
 
     name: str

@@ -37,7 +37,7 @@ def rendezvous() -> list[str]:
     """Return torchrun's flags for the machines that the environment variables describe.
 
     Raises:
-        InputError: a variable is missing or out of range.
+        InputError: a variable is missing or invalid.
     """
     count = machines()
     own = 0 if count == 1 else None
@@ -58,10 +58,11 @@ def rendezvous() -> list[str]:
 def start_processes(count: int, module: str, arguments: list[str]) -> None:
     """Run ``count`` processes of a module on this machine; if one fails, exit with its code.
 
+    The exit code is 1 if a signal ended the process, and 128 + N if signal N stopped the launcher.
     Each process reports its own error or how to resume, so torchrun's report is suppressed.
 
     Raises:
-        InputError: a variable that describes the machines is missing or out of range.
+        InputError: a variable that describes the machines is missing or invalid.
     """
     words = [*rendezvous(), "--nproc_per_node", str(count), "-m", module, *arguments]
     before = logging.root.manager.disable

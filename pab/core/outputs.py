@@ -13,7 +13,7 @@ NONE_HINT = "--{} none writes nothing"
 
 
 def cannot_be_written(path: Path) -> str | None:
-    """Return why a file cannot be written, as the end of a sentence; None if it can be."""
+    """Return the end of a sentence that says why a file cannot be written; None if it can."""
     if path.is_dir():
         return "is a directory"
     if path.exists() and not path.is_file():
@@ -22,7 +22,7 @@ def cannot_be_written(path: Path) -> str | None:
 
 
 def _closed(folder: Path) -> str | None:
-    """Return why no file can be created in a folder (which need not exist), or None."""
+    """Describe why no file can be created in a folder (which need not exist); None if one can."""
     above = next(place for place in (folder, *folder.parents) if os.path.lexists(place))
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         return f"cannot be written: {above} is not a writable folder"
@@ -74,7 +74,7 @@ def check_inputs_are_kept(
 
 
 def check_output_folder(flag: str, path: str | Path) -> None:
-    """Reject a folder (which need not exist) in which no file can be made; name the flag."""
+    """Reject a folder (which need not exist) in which no file can be created; name the flag."""
     problem = _closed(Path(path).absolute())
     if problem is not None:
         raise InputError(flag, f"{path} {problem}")

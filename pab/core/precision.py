@@ -28,7 +28,7 @@ TENSOR_CORES = (8, 0)  # compute capability from which CUDA GPUs multiply bf16 a
 # Shape of the matrix product that is timed on a CPU: rows (about the tokens of one image at
 # 384 px), input width (as in LHP large), output width.
 PRODUCT = (512, 1024, 1024)
-SECONDS_PER_DTYPE = 0.1  # time for repetitions; the best one counts
+SECONDS_PER_DTYPE = 0.1  # time for repetitions; the fastest one counts
 # bf16 is chosen only if its rate is higher by this factor: rates vary between runs, and a choice
 # that changes also changes the results.
 BF16_GAIN = 1.1
@@ -41,9 +41,9 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
     """Return the dtype of a ``--dtype`` value, after checking that the device supports it.
 
     ``fastest`` is bf16 on CUDA GPUs with bf16 units, and fp16 on older ones. On a CPU, it is fp32
-    or bf16, whichever multiplies matrices faster; rank 0 measures both for all processes. It is
-    fp32 on other devices. A notice reports the choice. If bf16 is requested on a device where it is
-    slow, a notice says so.
+    or bf16, whichever multiplies matrices faster (bf16 only if it is more than 10 % faster); rank 0
+    measures both for all processes. It is fp32 on other devices. A notice reports the choice. If
+    bf16 is requested on a device where it is slow, a notice says so.
 
     Args:
         name: ``fp32``, ``bf16``, ``fp16`` or ``fastest``.
@@ -80,7 +80,7 @@ def _fastest(device: torch.device) -> tuple[str, str]:
 
 
 def _warn_if_slow(device: torch.device) -> None:
-    """Print a notice if bf16 products have no units on the GPU, or are slow on the CPU."""
+    """Print a notice if a CUDA GPU has no bf16 units, or a CPU is slower in bf16 than in fp32."""
     if device.type == "cuda":
         capability = torch.cuda.get_device_capability(device)
         if capability < TENSOR_CORES:
@@ -132,13 +132,14 @@ def _version(capability: tuple[int, int]) -> str:
 
 
 def check_numerics(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
-    """Check that the device supports TF32; prepare cuBLAS for deterministic algorithms.
+    """Check that the device supports TF32, and prepare cuBLAS for deterministic algorithms.
 
-    cuBLAS reads ``CUBLAS_WORKSPACE_CONFIG`` when CUDA starts. If it is unset, it is set to NVIDIA's
-    value for reproducible results. PyTorch 2.14 works without the variable; older versions need it.
+    Each is done only if requested. cuBLAS reads ``CUBLAS_WORKSPACE_CONFIG`` when CUDA starts. If
+    the variable is unset, it is set to NVIDIA's value for reproducible results. PyTorch 2.14 works
+    without the variable; older versions need it.
 
     Raises:
-        InputError: TF32 on a device without it.
+        InputError: TF32 is requested on a device without it.
     """
     if deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")

@@ -53,7 +53,7 @@ pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not
 
 
 def init_processes(device: torch.device) -> None:
-    """Join the group started by torchrun (``RANK``, ``WORLD_SIZE``); do nothing without it.
+    """Join torchrun's group (``RANK``, ``WORLD_SIZE``); do nothing without one, or if joined.
 
     Raises:
         InputError: a variable of torchrun is missing or out of range, or the group cannot be joined
@@ -150,9 +150,9 @@ def leaving_together() -> Iterator[None]:
     """Leave the group at the end of the block, also after an error.
 
     Processes that succeed wait for one another, so that none reports success if the writing process
-    fails. A process that fails does not wait, and its exit closes gloo's connections, which ends
-    the others. NCCL's orderly shutdown would wait for all, so torchrun stops the other processes
-    instead.
+    fails. A process that fails does not wait. With gloo, it closes its connections, which ends the
+    other processes. NCCL's orderly shutdown would wait for all, so torchrun stops the other
+    processes instead.
 
     Raises:
         LostProcessError: the connection to another process is lost, usually because it has exited.
@@ -259,7 +259,8 @@ def assemble(ids: list[int], rows: Tensor | None, total: int, device: torch.devi
         float32 [total, D] on the CPU.
 
     Raises:
-        ValueError: an id is missing or occurs twice.
+        ValueError: an id is missing, out of range or occurs twice, or the number of ids differs
+            from that of the rows.
     """
     if rows is not None and len(ids) != len(rows):
         raise ValueError(f"expected one id per row, found {len(ids)} for {len(rows)}")
@@ -321,7 +322,7 @@ def on_main(make: Callable[[], T]) -> T:
 
 
 def on_all(make: Callable[[], T]) -> T:
-    """Call a function in every process, and return each process its own result.
+    """Call a function in every process, and return its own result to each process.
 
     The function must not exchange data with other processes.
 

@@ -32,7 +32,7 @@ class Progress:
     Args:
         total: units of the whole loop; None if unknown.
         what: label, such as ``encoding images``.
-        unit: name of the units, in the plural; ``B`` for bytes, which are shown as MB.
+        unit: name of the units, in the plural; ``B`` for bytes, which a log shows in MB.
         done: units that are already complete.
     """
 
@@ -153,8 +153,9 @@ def progress(
         items: items of the loop.
         what: label, such as ``encoding images``.
         unit: name of the units, in the plural; ``B`` for bytes.
-        total: units of the whole loop; None counts the items if they have a length.
-        size: units of an item, for batches; None counts each item as one.
+        total: units of the whole loop; None takes the number of items, if it is known and ``size``
+            is None.
+        size: function that returns the units of an item, for batches; None counts each item as one.
     """
     if total is None and size is None and isinstance(items, Sized):
         total = len(items)

@@ -40,15 +40,16 @@ def model_state(
     Args:
         checkpoint: content of the file.
         path: the file, for errors and notices.
-        fits: names of the model's tensors. A wrapper prefix on some names only is removed if the
-            results are in ``fits``. Without ``fits``, only a prefix of all names is removed.
+        fits: names of the model's tensors. A wrapper prefix that only some names have is removed if
+            the result is in ``fits``. Without ``fits``, only a prefix that all names have is
+            removed. Parts in :data:`ALWAYS_WRAPPERS` are always removed.
 
     Returns:
         Tensor name -> tensor, with adapters merged.
 
     Raises:
-        InputError: no weights, an entry that is not a tensor, duplicate names, or adapters that
-            cannot be merged.
+        InputError: there are no weights, containers are nested too deeply, an entry of a container
+            is not a tensor, two tensors would get the same name, or adapters cannot be merged.
     """
     found = _container(checkpoint, path)
     if not found:
@@ -101,7 +102,7 @@ def _container(checkpoint: Mapping[str, Any], path: str | Path) -> Mapping[str, 
 
 
 def _holds_tensors(value: object, depth: int = DEEPEST) -> bool:
-    """Return true if a value is a dict with a tensor in it or in a nested container."""
+    """Return true if a dict, or a container nested in it, has a tensor or a NumPy array."""
     if not isinstance(value, Mapping) or depth == 0:
         return False
     if any(isinstance(entry, (Tensor, np.ndarray)) for entry in value.values()):
@@ -136,7 +137,7 @@ def _is_remark(name: object, value: object, fits: Collection[str]) -> bool:
 
 
 def _as_tensor(value: object) -> Tensor | None:
-    """Convert a NumPy array or number to a tensor; None for values that are not numeric."""
+    """Return a tensor, or a numeric NumPy array or scalar converted to one; else None."""
     if isinstance(value, Tensor):
         return value
     if not isinstance(value, (np.ndarray, np.generic)):

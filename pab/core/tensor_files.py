@@ -51,7 +51,8 @@ def read_tensors(
         todo: remedy for a damaged file, if any.
 
     Raises:
-        InputError: the file is missing, damaged, not from ``torch.save``, or holds other objects.
+        InputError: the file is missing, damaged, not from ``torch.save``, or holds objects that are
+            not allowed.
     """
     path = existing_file(path, what)
     found = file_kind(path)
@@ -111,8 +112,8 @@ def other_kind(path: Path, expected: str, found: FileKind, todo: str | None) -> 
 def release_pages(tensor: Tensor) -> None:
     """Release the memory pages of a tensor mapped from a file; they are read again on use.
 
-    A pass over large files then needs memory only for its current part. Tensors in memory are
-    unaffected, and so are systems other than Linux, which do not list their mappings.
+    A pass over large files then needs memory only for its current part. Tensors in memory are not
+    affected. Nothing happens on systems other than Linux, which do not list their mappings.
 
     Args:
         tensor: contiguous and never written to; changes would be lost.

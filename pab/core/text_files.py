@@ -37,7 +37,7 @@ def read_text(path: str | Path, what: str, *, todo: str | None = None) -> str:
         todo: remedy if the file is not text.
 
     Raises:
-        InputError: the file is missing, or in none of these encodings.
+        InputError: the file is missing, unreadable, or in none of these encodings.
     """
     path = existing_file(path, what)
     try:

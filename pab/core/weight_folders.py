@@ -44,7 +44,8 @@ class Family(enum.Enum):
 class WeightFolder:
     """Model of a folder, and its weight files: those of ``torch.save`` and safetensors.
 
-    Files with usual names come first, even if damaged, so that reading them reports the damage.
+    Files with usual names come first. They are included even if they are damaged, so that reading
+    them reports the damage.
     """
 
     path: Path
@@ -56,7 +57,7 @@ def weight_folder(path: str | Path) -> WeightFolder:
     """Detect the content of a folder.
 
     Raises:
-        InputError: the folder does not exist.
+        InputError: the path is not a folder.
     """
     path = existing_folder(path, "a folder of weights")
     weights = tuple(sorted(_weights(path), key=_by_usual_name))
@@ -64,11 +65,11 @@ def weight_folder(path: str | Path) -> WeightFolder:
 
 
 def weights_of_folder(path: str | Path, family: Family) -> Path:
-    """Find the single weight file in a model folder, or in a folder without a configuration.
+    """Find the weight file in a folder of the given kind, or in one without a configuration.
 
     Raises:
-        InputError: the folder does not exist, or holds another model, no weights or several files
-            without a usual name.
+        InputError: the path is not a folder, or the folder holds another model, no weights, or
+            several files without a usual name.
     """
     folder = weight_folder(path)
     if folder.family not in (family, Family.WEIGHTS):

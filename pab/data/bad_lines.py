@@ -49,7 +49,7 @@ class BadLines:
         return "; ".join(f"{count} x {kind}" for kind, count in self.kinds.most_common())
 
     def error(self, where: str | Path, todo: str | None = None) -> InputError:
-        """Combine all faults in one error; a single fault is returned unchanged.
+        """Combine all faults in one error; a single fault keeps its location and its problem.
 
         Args:
             where: the data set, for the error.

@@ -114,7 +114,7 @@ def number_text(value: object) -> str | None:
 
 
 def optional_text(fields: dict[str, Any], name: str, notes: FieldNotes | None) -> str | None:
-    """Read an optional string; None if it is absent. Unusable values are counted as absent."""
+    """Read an optional string; None if it is absent or unusable. ``notes`` counts unusable ones."""
     value = fields.get(name)
     if value is None and name not in fields:
         return None
@@ -140,7 +140,11 @@ def _unusable(value: object) -> str:
 
 
 def caption_text(value: object, name: str, fault: Fault) -> str:
-    """Check that a caption has visible text for every text encoder; ``name`` is its field."""
+    """Return a caption that has visible text for every text encoder; ``name`` is its field.
+
+    Raises:
+        InputError: the value is not a string, or has no visible text for one of the encoders.
+    """
     if not is_text(value):
         raise bad_text(value, name, "a non-empty string", fault)
     if not has_visible(value):
@@ -163,7 +167,7 @@ def one_caption(fields: dict[str, Any], fault: Fault) -> str:
 
 
 def identifier(value: str, name: str, fault: Fault) -> str:
-    """Check that an id can be stored in a list of ids, one per line."""
+    """Return an id that can be stored in a list of ids, one per line; raise for any other."""
     if value[0].isspace() or value[-1].isspace() or len(value.splitlines()) > 1:
         expected = "an id on one line, without blanks at its ends"
         raise fault(f"field {name!r}: expected {expected}, found {shortened(value)}")

@@ -50,7 +50,7 @@ def read_query_order(path: str | Path) -> list[str]:
 
 
 def check_ids(where: str | Path, name: str, ids: Any) -> None:
-    """Check that ids are distinct single-line strings.
+    """Check that ids are distinct, non-empty, single-line strings without blanks at their ends.
 
     Raises:
         InputError: ``ids`` is not a list of such strings, or is empty; the message names ``where``
@@ -74,7 +74,7 @@ def read_query_ids(path: str | Path) -> list[str]:
     """Read query ids in row order, from a list (one per line or a JSON array) or an annotation.
 
     Raises:
-        InputError: the file is of another kind, or repeats an id.
+        InputError: the file is missing, unreadable or of another kind, or repeats an id.
     """
     path = existing_file(path, "a list of query ids, one per line")
     if _is_json(path):
@@ -86,7 +86,8 @@ def read_gallery_ids(path: str | Path) -> list[str]:
     """Read gallery ids in column order, from a list or a folder of images.
 
     A list has one id per line, or is a JSON array. Images of a folder are sorted by their full file
-    names, as in ``sorted(os.listdir(folder))``, where ``a-1.jpg`` comes before ``a.jpg``.
+    names, as in ``sorted(os.listdir(folder))``, where ``a-1.jpg`` comes before ``a.jpg``. Image
+    extensions are then removed.
 
     Raises:
         InputError: the path is neither, an id is repeated, or two names differ only in extension.
@@ -113,7 +114,7 @@ def _is_json(path: Path) -> bool:
 
 
 def _json_ids(path: Path) -> list[str] | None:
-    """Read the ids of a JSON array of strings and integers; return None for other JSON."""
+    """Read the ids of a JSON array of strings and integers; return None for other content."""
     try:
         values = json.loads(read_text(path, "a list of ids"))
     except (ValueError, RecursionError):

@@ -1,8 +1,8 @@
 """Load images in batches, ahead of the model, with worker processes.
 
-Every file is opened once: a worker reads it, hashes it for the feature cache, and decodes it unless
-its vector is cached. Workers return uint8 pixels; the device normalizes them
-(:mod:`pab.data.pixels`).
+Every file is opened once: a worker reads it, hashes it for the feature cache (if there is one), and
+decodes it unless its vector is cached. For known transforms, workers return uint8 pixels, which the
+device normalizes (:mod:`pab.data.pixels`).
 
 Shape letters: `B` images of a batch, `H` and `W` height and width.
 """
@@ -24,7 +24,7 @@ from pab.data.loader import Loader, needed_workers
 from pab.data.pixels import CPU, Normalization
 from pab.data.records import GalleryImage
 
-Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or its pixels
+Loadable = GalleryImage | Image.Image | Tensor  # a file, an RGB image, or pixels
 
 
 # Contents of a batch: one tensor with the pixels of all images, or a list of decoded images.
@@ -128,10 +128,11 @@ class BatchLoader(Generic[P]):
 
     Args:
         images: files, RGB images, or preprocessed tensors [3, H, W].
-        convert: RGB image -> content of a batch for one image; not applied to tensors.
+        convert: function from an RGB image to its content in a batch; not applied to tensors.
         gather: contents of B images -> the batch's ``pixels``.
         batch_size: images per batch; the last batch may be smaller.
-        num_workers: number of worker processes; 0 loads in the main process.
+        num_workers: maximum number of worker processes; 0 loads in the main process, as does a
+            single batch.
         pin_memory: page-lock the batches, for fast copies to a CUDA device.
         reader: reader of the files; None uses the benchmark reader.
         known: cache keys of files that need no decoding; None hashes no file.
@@ -193,14 +194,15 @@ class _Stack:
 class ImageLoader(BatchLoader[Tensor]):
     """Load the pixels of images; see :class:`BatchLoader` for the arguments.
 
-    ``normalization`` is the second part of the transform, for the device, or None.
+    The attribute ``normalization`` is the second part of the transform, for the device, or None.
 
     Args:
         transform: a recipe, or any function from an RGB image to a float32 [3, H, W]. The
             normalization of a known transform (:func:`in_two_parts`) is left to the device.
 
     Raises:
-        InputError: ``/dev/shm`` is too small for the batches.
+        InputError: see :func:`pab.core.device_errors.check_shared_memory` and
+            :class:`BatchLoader`.
     """
 
     def __init__(

@@ -4,11 +4,11 @@ Command line::
 
     python -m pab.compare A.txt B.txt [--answers FILE] [--annotation FILE] [--query_order FILE]
 
-The command counts equal top-1 images, shared images within the first ten places,
-and queries with a duplicate top-1 image. In a one-to-one set, an image that is top-1 for several
-queries is right for at most one of them. With labels, the command also reports how often each list
-is right, with paired bootstrap intervals of the metrics. Name matching ignores image extensions and
-Unicode normalization.
+The command counts equal top-1 images, shared images within the first ten places, and queries with a
+duplicate top-1 image. In a one-to-one set, an image that is top-1 for several queries is right for
+at most one of them. With labels, the command also reports how often each list is right, with paired
+bootstrap intervals of the metrics. Name matching ignores image extensions and Unicode
+normalization.
 """
 
 from __future__ import annotations

@@ -263,9 +263,9 @@ def evaluate_predictions(
         where: path of the list, for messages.
 
     Raises:
-        InputError: there are no labels, ``query_order`` has other ids than the queries, the number
-            of lines is wrong, a query has no right image, a name is not in the gallery, or two
-            names would become equal.
+        InputError: there are no labels, ``query_order`` has other ids than the queries, or the
+            number of lines is wrong. Also raised if a query has no right image, a name is not in
+            the gallery, or two names would become equal.
     """
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)

@@ -18,9 +18,9 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
 
     Raises:
-        InputError: ``source`` cannot be read or is not a checkpoint, ``dtype`` or the extension of
-            ``out`` is unknown, adapters cannot be merged, a weight is not finite before or after
-            conversion, or ``out`` cannot be written.
+        InputError: ``source`` cannot be read or is not a checkpoint, adapters cannot be merged, or
+            a weight is not finite before or after conversion. Also raised if ``dtype`` or the
+            extension of ``out`` is unknown, or ``out`` cannot be written.
     """
     import torch  # --help does not need it
 

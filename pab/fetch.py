@@ -105,10 +105,11 @@ def fetch(name: str, folder: Path) -> Path:
         folder: checkpoint folder.
 
     Raises:
-        InputError: the name is unknown, the file is missing and its source is a page, a revision is
-            passed for another source than the hub, the present folder has another revision, the
-            manifest is damaged, or the download failed (the next call resumes it). Also raised if a
-            hash differs or the server sent no weights; that file is deleted.
+        InputError: the name is unknown, a revision is passed for a source that is not on the hub,
+            or the manifest is damaged. Also raised if the present folder has another revision, if a
+            missing file must be downloaded with a browser, or if the download fails (the next call
+            resumes it). Also raised if a hash differs or the server sent no weights; that file is
+            deleted.
     """
     key, _, revision = name.partition("@")
     if key not in SOURCES:

@@ -251,9 +251,10 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
     ends are removed.
 
     Raises:
-        InputError: the file is missing, not text, or empty; it has empty lines, duplicate names in
-            a line, or lines with different numbers of names; it is in another format (JSON, a TREC
-            run); or it is a zip file that is damaged, unpacks to too much or has no list.
+        InputError: the file is missing, not text, empty, or in another format (JSON, a TREC run).
+            Also raised for empty lines, duplicate names in a line, and lines with different numbers
+            of names. Also raised for a zip file that is damaged, contains no list, or unpacks to
+            too many bytes.
     """
     path = existing_file(path, _A_RANKED_LIST)
     if zipfile.is_zipfile(path):

@@ -2,9 +2,9 @@
 
 A score file is written by ``torch.save`` and contains ``{"scores", "query_ids", "gallery_ids",
 "meta"}``. The scores are a float32 matrix ``[Q, G]`` (query by gallery image, higher is better),
-always stored with the ids of its rows and columns. Gallery ids are sorted, so of equal scores, the
-one in the smaller column ranks first. By default, files are memory-mapped. Loading never executes
-code from a file (:mod:`pab.core.tensor_files`).
+always stored with the ids of its rows and columns. Gallery ids are sorted, so among equal scores,
+the image in the smaller column ranks first. By default, files are memory-mapped. Loading never
+executes code from a file (:mod:`pab.core.tensor_files`).
 
 :class:`ScoreFile` and :func:`save_scores` are defined in :mod:`pab.formats.score_file`. For files
 of other tools, see :mod:`pab.formats.forms`.
@@ -223,7 +223,7 @@ def import_scores(
 
 
 def warn_on_data_mismatch(metas: Mapping[str, Mapping[str, Any]]) -> None:
-    """Warn if captions, image names, or their order differ between score files.
+    """Warn if captions, query ids, gallery ids, or their order differ between score files.
 
     Args:
         metas: path -> ``meta`` of the file. Files without ``data_sha256`` are not compared.

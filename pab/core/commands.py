@@ -13,7 +13,7 @@ from pab.core.errors import EXIT_BAD_INPUT, InputError
 Group = Literal["data", "model", "optimization", "output", "speed", "advanced"]
 
 GROUPS: tuple[Group, ...] = typing.get_args(Group)  # in the order of --help
-# Section -> command -> its sentence in `python -m pab` and in its own --help.
+# Section -> command -> its sentence in `python -m pab` and, for a Python command, in its --help.
 COMMANDS = {
     "Whole runs": {
         "bash scripts/demo.sh": "Install, build the mini data, score, fuse, evaluate and report.",

@@ -53,7 +53,7 @@ pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not
 
 
 def init_processes(device: torch.device) -> None:
-    """Join torchrun's group (``RANK``, ``WORLD_SIZE``); do nothing without one, or if joined.
+    """Join torchrun's group (``RANK``, ``WORLD_SIZE``) if there is one and it is not joined yet.
 
     Raises:
         InputError: a variable of torchrun is missing or out of range, or the group cannot be joined

@@ -153,7 +153,7 @@ def progress(
         items: items of the loop.
         what: label, such as ``encoding images``.
         unit: name of the units, in the plural; ``B`` for bytes.
-        total: units of the whole loop; None takes the number of items, if it is known and ``size``
+        total: units of the whole loop; None uses the number of items, if it is known and ``size``
             is None.
         size: function that returns the units of an item, for batches; None counts each item as one.
     """

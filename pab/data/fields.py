@@ -1,7 +1,7 @@
 """Check the fields of a JSON object.
 
-Errors name file, line and field, and the expected and found values. In all functions, ``fault``
-builds the error for the line, an :class:`InputError`.
+Errors name file, line and field, and the expected and found values. The argument ``fault`` builds
+the error for the line, an :class:`InputError`.
 """
 
 from __future__ import annotations

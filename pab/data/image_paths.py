@@ -57,7 +57,7 @@ def checked_path(
     """Check that an image path stays inside the data root, and return the relative path.
 
     Backslashes are read as ``/``, unless a file with exactly this path exists. An absolute path
-    inside the data root is converted to one that is relative to ``below``.
+    inside the data root is converted to one that is relative to the root or to ``below``.
 
     Args:
         value: the path, not empty.

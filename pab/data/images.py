@@ -230,8 +230,8 @@ class ImageReader:
         decode: opened file and its path -> RGB image; raises :class:`InputError`.
         cache_key: part of the cache key of vectors. Readers that decode the same file to different
             pixels must have different keys.
-        unreadable: gallery id -> error, filled by loaders of several images. If None, a loader
-            raises the first error.
+        unreadable: gallery id -> error, filled by the loaders of :mod:`pab.data.image_loader`. If
+            None, they raise the first error.
     """
 
     decode: Callable[[ImageFile, Path], Image.Image] = decode_image

@@ -368,7 +368,10 @@ def _range_of(image: Image.Image) -> tuple[float, float] | None:
 
 
 def _as_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
-    """Convert a decoded image to RGB, with transparent areas on white; map ``scale`` to 0-255."""
+    """Convert a decoded image to RGB, with transparent areas on white.
+
+    The values from the first to the second number of ``scale`` are mapped to 0 to 255.
+    """
     if scale is not None:
         low, high = scale
         values = (np.asarray(image, dtype=np.float64) - low) * (255 / ((high - low) or 1.0))

@@ -84,8 +84,8 @@ def captioned_images(
 
     Args:
         path: the table or folder.
-        root: the data root. A table's relative paths are relative to the table's folder or to the
-            root, depending on where the first existing image is.
+        root: the data root. A table's relative paths start at the table's folder if the first
+            existing image is found there, otherwise at the root.
         columns: column names and separator of the table.
         bad: collects the invalid rows, and the images without a usable text file.
 

@@ -84,9 +84,10 @@ class TrainingSet(Sequence[TrainPair]):
             columns: column names and separator of a table; the defaults are OpenCLIP's.
 
         Raises:
-            InputError: the data root or a shard is missing, lines are bad and not skipped (all
-                counted, the first twenty named), no line is valid, the index cannot be written, or
-                an existing index is damaged. A line that repeats an ``image_id`` is bad.
+            InputError: the data root or a shard is missing, a shard is unreadable or empty, lines
+                are bad and not skipped (all counted, the first twenty named), no line is valid, the
+                index cannot be written, or an existing index is damaged. A line that repeats an
+                ``image_id`` is bad.
         """
         root, columns = Path(root), columns or TableColumns()
         if shards is None and is_own_data(root):
@@ -174,8 +175,8 @@ class TrainingSet(Sequence[TrainPair]):
     def fingerprint(self) -> str:
         """Hash the index entries of all pairs to 64 hex digits (SHA-256).
 
-        The hash covers line, id, video and shared images. It therefore depends on the order of
-        shards and lines, the lengths of lines, and the skipped lines.
+        The hash covers the position and length of each line, the ids, the videos and the shared
+        images. It therefore depends on the order of shards and lines, and on the skipped lines.
         """
         lines = np.empty(len(self._lines), dtype=FINGERPRINTED)
         for name in FINGERPRINTED.names or ():

@@ -199,7 +199,7 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 
     Args:
         config: sizes of the model.
-        path: the checkpoint, or a folder without a configuration that contains it.
+        path: the checkpoint, or its folder if that contains no configuration of a model.
         image_weights: weights of the image tower; used if the checkpoint lacks them.
 
     Raises:
@@ -217,8 +217,8 @@ def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "")
     read from a second file (`clip_vit_L.pth`, with all 24 blocks of CLIP).
 
     Raises:
-        InputError: a file is missing or not a checkpoint, a folder does not contain exactly one, or
-            the tensors do not fit.
+        InputError: a file is missing or not a checkpoint, the folder contains another model or no
+            single weight file, or the tensors do not fit.
     """
     names = model.state_dict().keys()
     path = _file(path)
@@ -235,7 +235,8 @@ def _file(path: str | Path) -> str | Path:
     """Return the checkpoint file; for a folder without a configuration, its weight file.
 
     Raises:
-        InputError: the folder contains another model, no weights or several weight files.
+        InputError: the folder contains another model, no weights, or several weight files without a
+            usual name.
     """
     if not Path(path).is_dir():
         return path

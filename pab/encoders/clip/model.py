@@ -50,7 +50,7 @@ class ClipModel:
         model: OpenCLIP's network.
         transform: RGB image -> float32 [3, S, S], from OpenCLIP.
         tokenize: captions -> int64 [B, N], from OpenCLIP, truncated to the model's length.
-        weights_file: source of the weights.
+        weights_file: file of the weights; an empty path for random weights.
         preprocessing: description of the transform as JSON, to store in weight files.
     """
 

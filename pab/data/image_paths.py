@@ -1,8 +1,8 @@
 """Validate the image paths of annotations, and find their files.
 
-The path in an annotation must stay inside the data root. A symbolic link inside the root may point
-to any file that the user can read, such as a hub cache or another disk. All readers follow this
-rule.
+An image path in an annotation must stay inside the data root. A symbolic link inside the root may
+point to any file that the user can read, for instance in a hub cache or on another disk. All
+readers of annotations and tables follow this rule.
 
 Four variants of PAB's layout have the same meaning, and all are searched:
 
@@ -33,7 +33,7 @@ from pab.core.notices import notice
 from pab.core.progress import progress
 from pab.data.json_lines import shortened
 
-# Read by the benchmark commands; photo search and names in other tools' files use PHOTO_ENDINGS.
+# Benchmark commands read these; photo search, layout checks and name matching use PHOTO_ENDINGS.
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
 PHOTO_ENDINGS = frozenset(
     (
@@ -57,7 +57,7 @@ def checked_path(
     """Check that an image path stays inside the data root, and return the relative path.
 
     Backslashes are read as ``/``, unless a file with exactly this path exists. An absolute path
-    inside the data root is converted to a relative path.
+    inside the data root is converted to one that is relative to the root or to ``below``.
 
     Args:
         value: the path, not empty.
@@ -196,11 +196,12 @@ class ImageFinder:
     def find(self, image: str) -> Path:
         """Return the file of an image path relative to the root.
 
-        ``..`` is resolved before symbolic links. If no variant exists, the exact path is returned,
-        and opening it reports the missing file.
+        ``..`` is resolved before symbolic links. If no variant exists, the path of a missing file
+        is returned, and opening it reports the problem.
 
         Raises:
-            InputError: the exact path is missing and several variants exist.
+            InputError: the exact path is missing and several variants exist, or a folder cannot be
+                listed.
         """
         folder, name = _split(image)
         known = self._uniform.get(folder)
@@ -218,7 +219,8 @@ class ImageFinder:
         """Return the images without a file, in order; the latest folder listings are cached.
 
         Raises:
-            InputError: the exact path of an image is missing and several variants exist.
+            InputError: the exact path of an image is missing and several variants exist, or a
+                folder cannot be listed.
         """
         listed = lru_cache(maxsize=_FOLDERS_LISTED)(self._learnt)
         missing = []
@@ -229,7 +231,7 @@ class ImageFinder:
         return missing
 
     def _learnt(self, folder: str) -> list[_Place]:
-        """List the places of a folder; if its images share one place and extension, cache both."""
+        """List the places of a folder; cache place and extension if all its files share both."""
         places = [place for place in map(self._place, _places(folder)) if place.names]
         if len(places) == 1 and len(places[0].endings) == 1 and places[0].only_images:
             self._uniform[folder] = (places[0].folder, places[0].endings[0])
@@ -244,7 +246,7 @@ class ImageFinder:
         return _Place(folder, frozenset(names), tuple(sorted(endings)), only_images)
 
     def _choose(self, places: list[_Place], folder: str, name: str) -> tuple[str, str] | None:
-        """Return folder and name of the exact path, or of its single variant; None if neither."""
+        """Return folder and name of the exact path or its only variant; None if neither exists."""
         if places and places[0].folder == folder and name in places[0].names:
             return folder, name
         stem = _stem(name)
@@ -367,7 +369,8 @@ class Locator:
         """Return the file of an image path.
 
         Raises:
-            InputError: two images would share a file, or an image has several variants.
+            InputError: two images would share a file, an image has several variants, or a folder
+                cannot be listed.
         """
         name = image
         if self.drop:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 ImageTransform = Callable[[Image.Image], "Tensor"]
 ImageFile = io.BytesIO | io.BufferedReader  # an opened file, at its beginning
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # Pillow's other decoders are never used
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # benchmark images use no other decoder of Pillow
 _NAMED_BAD_IMAGES = 20  # maximum number of images named in an error
 _EXPECTED = "expected an image, found "  # begins the problem of an unreadable file
 _IN_MEMORY = 1 << 24  # bytes; a larger file is read while it is decoded, to bound the memory
@@ -166,8 +166,8 @@ def list_gallery(folder: str | Path) -> list[GalleryImage]:
     files may be symbolic links.
 
     Raises:
-        InputError: the folder is missing or has no image, two files differ only in their extension,
-            or a name is not valid UTF-8.
+        InputError: the folder is missing, cannot be listed or has no image, two images differ only
+            in their extension, or the name of an image is not valid UTF-8.
     """
     folder = existing_folder(folder, "a folder of images")
     found: dict[str, Path] = {}
@@ -217,7 +217,7 @@ def load_image(path: str | Path) -> Image.Image:
     """Read and decode an image completely, as RGB.
 
     Raises:
-        InputError: the file is missing or cannot be decoded.
+        InputError: the file cannot be read or decoded.
     """
     return ImageReader().load(Path(path))
 
@@ -230,8 +230,8 @@ class ImageReader:
         decode: opened file and its path -> RGB image; raises :class:`InputError`.
         cache_key: part of the cache key of vectors. Readers that decode the same file to different
             pixels must have different keys.
-        unreadable: gallery id -> error, filled while images are loaded. None raises the first
-            error.
+        unreadable: gallery id -> error, filled by the loaders of :mod:`pab.data.image_loader`. If
+            None, they raise the first error.
     """
 
     decode: Callable[[ImageFile, Path], Image.Image] = decode_image
@@ -385,5 +385,5 @@ def _problem_of(path: Path) -> str | None:
 
 
 def problem_of(error: InputError) -> str:
-    """Return what was found in place of an image, from the error of :func:`decode_image`."""
+    """Return the problem of an unreadable image, without the words ``expected an image, found``."""
     return error.problem.removeprefix(_EXPECTED)

@@ -102,8 +102,9 @@ def _unreadable(path: Path, error: OSError) -> InputError:
 def entries(path: Path) -> Iterator[tuple[int, int, bytes]]:
     """Yield line number, byte offset and bytes of every entry, unparsed.
 
-    JSON lines are streamed. Arrays, and objects that span lines, are read as a whole. A broken
-    entry in them ends the iteration with an error, because later entries cannot be separated.
+    JSON lines in UTF-8 are streamed; other files are read as a whole. A broken entry in an array,
+    or among objects that span lines, ends the iteration with an error: later entries cannot be
+    separated.
     """
     head = [raw.lstrip() for _, _, raw in islice(lines(path), 2)]
     if head and (head[0].startswith(b"[") or _spans_lines(head)):
@@ -178,9 +179,9 @@ def _after_space(text: str, position: int) -> int:
 
 
 def json_object(raw: bytes, path: Path, item: str) -> dict[str, Any]:
-    """Parse an entry as a JSON object; reject bad UTF-8, bad JSON and other values."""
+    """Parse an entry as a JSON object; reject bad UTF-8 or JSON, repeated keys and other values."""
     text = text_files.utf8_text(raw, path, item)
-    # Without rstrip, truncation would be reported on a later line.
+    # Without rstrip, the column of an error at the end of a truncated line would be 1.
     return _decoded(text.rstrip(), path, EXPECTED, item)
 
 
@@ -191,7 +192,7 @@ def json_document(path: Path, what: str) -> dict[str, Any]:
 
 
 def _decoded(text: str, path: Path, expected: str, item: str | None) -> dict[str, Any]:
-    """Parse a JSON object; if ``item`` is None, the error names the line."""
+    """Parse a JSON object; if ``item`` is None, the error for broken JSON names the line."""
     try:
         value = OBJECT.decode(text)
     except Twice as error:
@@ -236,6 +237,6 @@ def kind(value: object) -> str:
 
 
 def shortened(text: str, limit: int = 60) -> str:
-    """Quote a text for an error message, truncated to ``limit`` characters."""
+    """Quote a text for an error message; ``...`` replaces all after ``limit`` characters."""
     shown = ascii(text) if not text.isprintable() else repr(text)
     return shown if len(shown) <= limit else shown[:limit] + "..."

@@ -28,7 +28,7 @@ class TableConfig:
         """Return the table format for the readers.
 
         Raises:
-            InputError: the separator is not a single character.
+            InputError: the separator is not a single character, or is a quote or a line end.
         """
         separator = "\t" if self.csv_separator == r"\t" else self.csv_separator
         if len(separator) != 1 or separator in '"\r\n':

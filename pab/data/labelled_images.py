@@ -53,8 +53,9 @@ def read_labelled_images(
         bad: collects the bad lines; if None, they raise one error.
 
     Raises:
-        InputError: the file is missing or unreadable, or lines are bad (all counted, the first
-            twenty named). A line with a repeated ``image_id`` is bad.
+        InputError: the file is missing or unreadable, cannot be separated into entries, or has bad
+            lines that ``bad`` does not collect (all counted, the first twenty named). A line with a
+            repeated ``image_id`` is bad.
     """
     path = existing_file(path, "a labelled annotation file")
     once = Once("image_id")

@@ -25,7 +25,7 @@ def resolve_workers(setting: int | Literal["auto"]) -> int:
     quota of its container or Slurm job, limit the cores. The result is 1 to :data:`MOST_WORKERS`.
 
     Raises:
-        InputError: ``LOCAL_WORLD_SIZE`` is not a positive number.
+        InputError: the setting is ``auto``, and ``LOCAL_WORLD_SIZE`` is not a positive integer.
     """
     if setting != "auto":
         return setting

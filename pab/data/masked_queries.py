@@ -37,7 +37,7 @@ def holds_queries(path: Path, *, otherwise: bool) -> bool:
         otherwise: result if no object is conclusive, for instance because all are malformed.
 
     Raises:
-        InputError: the file is empty or cannot be read.
+        InputError: the file is empty, cannot be read, or cannot be separated into entries.
     """
     empty = True
     for number, _, raw in entries(path):
@@ -116,8 +116,8 @@ def read_answers(path: str | Path) -> dict[str, Answer]:
     """Read an answer key: query id -> answer.
 
     Raises:
-        InputError: the file is missing or not a JSON object, or answers are bad (all counted, the
-            first twenty named).
+        InputError: the file is missing, unreadable or not a JSON object without repeated keys, or
+            answers are bad (all counted, the first twenty named).
     """
     path = Path(path)
     key = json_document(path, "an answer key, one JSON object keyed by query id")

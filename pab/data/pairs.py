@@ -38,7 +38,7 @@ def read_shards(paths: Iterable[Path], root: Path, bad: BadLines) -> Iterator[Tr
     """Yield the valid pairs of several shards; ``bad`` collects invalid lines and repeated ids.
 
     Raises:
-        InputError: a file is missing or unreadable.
+        InputError: a file is missing or unreadable, or cannot be separated into entries.
     """
     once = Once("image_id")
 
@@ -68,8 +68,8 @@ def train_pair(
         root: the data root; if None, the parent of the ``annotation`` folder above the file.
 
     Raises:
-        InputError: a required field is missing, of the wrong type or empty, the caption has no
-            visible text, an image path leaves the root, or both ``normal`` and ``anomaly`` are set.
+        InputError: a required field is missing or invalid, an image path is not inside the root,
+            or both ``normal`` and ``anomaly`` are set.
     """
     caption = checks.one_caption(fields, partial(InputError, path, item=item))
     return TrainPair(caption=caption, **pair_fields(fields, path, item, notes, root))

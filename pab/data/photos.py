@@ -81,7 +81,7 @@ class PhotoFolder:
     linked: list[str] = field(default_factory=list)
 
     def left_out(self) -> str:
-        """Describe the skipped files in one clause; empty if there are none."""
+        """Describe the skipped files and links in one clause; empty if there are none."""
         parts = []
         if self.hidden:
             parts.append(counted(self.hidden, "hidden image"))
@@ -107,7 +107,7 @@ def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
 
     Args:
         folder: the folder.
-        recursive: also list subfolders; otherwise they are only counted.
+        recursive: also list subfolders; otherwise, their images are only counted.
 
     Raises:
         InputError: the folder is missing or cannot be listed.
@@ -171,7 +171,7 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _cannot_be_opened(path: Path) -> str | None:
-    """Return why a file cannot be opened, or None if it can; pipes and devices never can."""
+    """Return why a file cannot hold a photograph, or None; the file is not opened."""
     try:
         status = path.stat()
     except OSError as error:
@@ -203,7 +203,7 @@ def load_photo(path: str | Path) -> Image.Image:
     """Read and decode a photograph; see :func:`decode_photo`.
 
     Raises:
-        InputError: the file is missing or cannot be decoded.
+        InputError: the file cannot be read or decoded, or its size is not accepted.
     """
     return ImageReader(decode_photo).load(Path(path))
 
@@ -213,16 +213,17 @@ def decode_photo(
 ) -> Image.Image:
     """Decode an opened photograph as RGB, upright.
 
-    Uses the first frame (HEIC: the primary image). Transparent parts become white. If the short
-    side is at least twice :data:`MIN_SIDE`, the photograph is reduced by an integer factor. JPEGs
-    are reduced during decoding. Other formats are reduced afterwards, in bands, so that memory
-    for the full size is needed only once (4 bytes per pixel).
+    Only the first frame is used (HEIC: the primary image). Transparent areas become white. If the
+    short side is at least twice :data:`MIN_SIDE`, the photograph is reduced by an integer factor.
+    JPEGs are reduced during decoding, by a factor of at most 8. Any other reduction follows
+    decoding, in bands, so that memory for the full size is needed only once (4 bytes per pixel).
 
     Args:
         file: contents of the photograph.
         path: its path, for messages.
-        large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded, so
-            that only one process at a time decodes such a photograph.
+        large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded
+            (for JPEGs, pixels of the reduced image), so that only one process at a time decodes
+            such a photograph. None uses no lock.
 
     Raises:
         InputError: the file has more than :data:`MAX_PIXELS` pixels or an aspect ratio above
@@ -351,7 +352,7 @@ def _container_orientation(image: Image.Image) -> int | None:
 
 
 def _exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation of a decoded image, 1 to 8; 1 if absent or unreadable."""
+    """Return the EXIF orientation of an opened image; 1 if it is absent or unreadable."""
     try:
         return int(image.getexif().get(ORIENTATION, 1))
     except Exception:  # noqa: BLE001 - damaged metadata does not make the pixels unreadable
@@ -367,7 +368,10 @@ def _range_of(image: Image.Image) -> tuple[float, float] | None:
 
 
 def _as_rgb(image: Image.Image, scale: tuple[float, float] | None) -> Image.Image:
-    """Convert a decoded image to RGB, with transparent parts on white."""
+    """Convert a decoded image to RGB, with transparent areas on white.
+
+    The values from the first to the second number of ``scale`` are mapped to 0 to 255.
+    """
     if scale is not None:
         low, high = scale
         values = (np.asarray(image, dtype=np.float64) - low) * (255 / ((high - low) or 1.0))

@@ -32,12 +32,12 @@ class TrainPair:
 
     @property
     def action(self) -> str | None:
-        """Action, normal or abnormal; None if the line has neither field."""
+        """Text of ``normal`` or ``anomaly``; None if the line has neither field."""
         return self.normal if self.normal is not None else self.anomaly
 
     @property
     def is_normal(self) -> bool | None:
-        """True if the action is normal; None if the line has neither field."""
+        """True if the line has ``normal``; None if it has neither ``normal`` nor ``anomaly``."""
         return is_normal(self.normal, self.anomaly)
 
     @property
@@ -140,7 +140,7 @@ def video_of(source_id: str) -> str:
 
 
 def is_normal(normal: str | None, anomaly: str | None) -> bool | None:
-    """Return true if a line's action is normal; None if it has neither field."""
+    """Return true if the action is normal, false if abnormal; None if both fields are None."""
     if normal is not None:
         return True
     return None if anomaly is None else False

@@ -19,7 +19,7 @@ from pab.data.records import image_keys
 from pab.data.training_set import TrainingSet
 
 TRAIN_IDS, VAL_IDS = "train_ids.txt", "val_ids.txt"
-VAL_PAIRS = "val_pairs.json"  # the held-out lines, as an annotation for scoring commands
+VAL_PAIRS = "val_pairs.json"  # the held-out pairs, as an annotation for scoring commands
 
 
 def validation_split(
@@ -28,12 +28,12 @@ def validation_split(
     """Split the pairs into training and validation by source video.
 
     Videos are drawn in a seeded order until they contain at least ``n_val_pairs`` pairs. The excess
-    is less than the size of the last video. Without ``source_id``, the captions of each image count
-    as one video.
+    is less than the size of the last video drawn. Without ``source_id``, the captions of each image
+    count as one video.
 
     Args:
         training_set: the pairs.
-        n_val_pairs: approximate number of held-out pairs; 0 trains on everything.
+        n_val_pairs: minimum number of held-out pairs; 0 trains on everything.
         seed: random seed; equal seeds and shards produce equal splits.
 
     Returns:
@@ -79,7 +79,7 @@ def write_split(
         val: indices of the held-out pairs; may be empty.
 
     Raises:
-        InputError: the files cannot be written.
+        InputError: the files cannot be written, or a shard has changed since it was indexed.
     """
     image_ids = training_set.image_ids()
     for name, indices in ((TRAIN_IDS, train), (VAL_IDS, val)):

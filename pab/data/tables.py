@@ -84,13 +84,14 @@ def captioned_images(
 
     Args:
         path: the table or folder.
-        root: the data root. A table's relative paths are relative to the table's folder or to the
-            root, depending on where the first existing image is.
+        root: the data root. A table's relative paths start at the table's folder if the first
+            existing image is found there, otherwise at the root.
         columns: column names and separator of the table.
-        bad: collects the invalid rows.
+        bad: collects the invalid rows, and the images without a usable text file.
 
     Raises:
-        InputError: the file is unreadable, or its header lacks a column.
+        InputError: the table is unreadable, or its header is missing, is not UTF-8, or lacks or
+            repeats a column.
     """
     counts: Counter[str] = Counter()
     image_of: dict[str, str] = {}  # image_id -> image
@@ -273,7 +274,8 @@ def _folder_rows(folder: Path, bad: BadLines) -> Iterator[_Row]:
 def _files(folder: Path) -> tuple[list[Path], dict[Path, Path]]:
     """List the images under a folder, sorted, and map paths without ``.txt`` to text files.
 
-    Links are followed; hidden files are ignored. Of ``a.txt`` and ``a.TXT``, ``a.txt`` is used.
+    Links are followed; hidden files and folders are ignored. Of ``a.txt`` and ``a.TXT``, ``a.txt``
+    is used.
     """
     images: list[Path] = []
     texts: dict[Path, Path] = {}

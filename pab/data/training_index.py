@@ -46,7 +46,7 @@ def shard_state(path: Path, root: Path, columns: TableColumns) -> Shard:
     """Describe the current state of a source.
 
     Raises:
-        InputError: the file is missing.
+        InputError: the file is missing or unreadable, or the header of a table is invalid.
     """
     if tables.is_captioned_folder(path):
         return Shard(str(path.absolute()), tables.folder_state(path))

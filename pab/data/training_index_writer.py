@@ -32,6 +32,9 @@ def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColu
     """Check every line of the shards and write the index folder atomically.
 
     The index also stores the bad lines, so that runs that skip them do not check the lines again.
+
+    Raises:
+        InputError: a shard is unreadable or empty, or the index cannot be written.
     """
     try:
         index.parent.mkdir(parents=True, exist_ok=True)

@@ -74,17 +74,20 @@ class TrainingSet(Sequence[TrainPair]):
         Notices about the shards are stored in the index, and printed by every call.
 
         Args:
-            root: the data root, the folder with ``annotation/`` and ``train/``; or a table or
-                folder of captioned images, which is then the only shard.
+            root: the data root, the folder with ``annotation/`` and ``train/``. Without ``shards``,
+                it may also be a table or a folder of captioned images, which is the only shard.
             shards: annotation files, tables or folders of captioned images, read in order of the
-                number in their names. None uses those of :func:`pab.data.tree.find_shards`.
+                number in their names. None uses those of :func:`pab.data.tree.find_shards`, or
+                ``root`` itself.
             cache_dir: folder of the index; default ``ROOT/.cache``.
             skip_bad_lines: skip and count bad lines; :meth:`write_skipped` lists them.
             columns: column names and separator of a table; the defaults are OpenCLIP's.
 
         Raises:
-            InputError: no shards, bad lines or repeated ``image_id`` (all counted, the first twenty
-                named), no valid line, or a cache folder that is not writable.
+            InputError: the data root or a shard is missing, a shard is unreadable or empty, lines
+                are bad and not skipped (all counted, the first twenty named), no line is valid, the
+                index cannot be written, or an existing index is damaged. A line that repeats an
+                ``image_id`` is bad.
         """
         root, columns = Path(root), columns or TableColumns()
         if shards is None and is_own_data(root):
@@ -139,7 +142,8 @@ class TrainingSet(Sequence[TrainPair]):
     def videos(self) -> np.ndarray:
         """Source video of every pair, int32 [N] for N pairs; equal numbers mean the same video.
 
-        Without ``source_id``, each image has its own video, which all its captions share.
+        A pair without ``source_id`` shares its video only with the other captions of its image
+        (:attr:`pab.data.records.TrainPair.captioned_image`).
         """
         return self._lines["video"]
 
@@ -163,14 +167,16 @@ class TrainingSet(Sequence[TrainPair]):
         """Return ``image`` of the pairs without an image file, in order.
 
         Raises:
-            InputError: an image has several variants (:mod:`pab.data.image_paths`).
+            InputError: an image has several variants (:mod:`pab.data.image_paths`), or a folder
+                cannot be listed.
         """
         return self._finder.absent(self.images())
 
     def fingerprint(self) -> str:
-        """Hash the index entries of all pairs (line, id and video) to 64 hex digits (SHA-256).
+        """Hash the index entries of all pairs to 64 hex digits (SHA-256).
 
-        The hash depends on the order of shards and lines, their lengths, and the skipped lines.
+        The hash covers the position and length of each line, the ids, the videos and the shared
+        images. It therefore depends on the order of shards and lines, and on the skipped lines.
         """
         lines = np.empty(len(self._lines), dtype=FINGERPRINTED)
         for name in FINGERPRINTED.names or ():

@@ -20,8 +20,9 @@ TEST_NAMES = ("pair.json", "attr.json")  # in annotation/test; both contain the 
 def find_shards(root: Path, folders: Sequence[str] = SHARD_FOLDERS) -> list[Path]:
     """Find training shards under a data root, in order of N.
 
-    Shards are named ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If several kinds exist,
-    the kind with the most shards is used (the first in this order if equal), with a notice.
+    Shards are named ``pair_N.json``, ``attr_N.json`` or ``imgs_N.json``. If shards have several of
+    these names or are in several folders, only the largest set with one name in one folder is used,
+    with a notice. Among equal sets, the first folder wins, then the first name in this order.
 
     Args:
         root: the data root.

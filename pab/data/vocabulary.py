@@ -1,4 +1,4 @@
-"""Command line shared by the tokenizers: build a small vocabulary from training captions."""
+"""Command line shared by the tokenizer commands: build a small vocabulary from captions."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ class Tokenizer:
 
     Args:
         folder: folder with BERT's ``vocab.txt``.
-        max_words: maximum number of words per caption, split at blanks.
+        max_words: maximum number of words per caption, split at white space.
         max_length: maximum number of ids, including both special tokens.
 
     Attributes:
@@ -41,7 +41,8 @@ class Tokenizer:
         ordinary: int64, ids of all pieces except special tokens.
 
     Raises:
-        InputError: the folder or ``vocab.txt`` is missing, or the file is not a BERT vocabulary.
+        InputError: the folder or ``vocab.txt`` is missing or unreadable, or the file is not the
+            vocabulary of an uncased BERT.
     """
 
     def __init__(self, folder: str | Path, max_words: int, max_length: int) -> None:

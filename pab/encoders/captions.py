@@ -16,7 +16,7 @@ RUNS_OF_BLANKS = re.compile(r"\s{2,}")
 
 
 def blip_caption(caption: str, max_words: int = MAX_WORDS) -> str:
-    """Convert to lower case, replace some punctuation with spaces, and keep ``max_words`` words."""
+    """Lower-case a caption, replace some punctuation with spaces, and cut it to ``max_words``."""
     text = RUNS_OF_BLANKS.sub(" ", BECOME_BLANKS.sub(" ", caption.lower()))
     words = text.rstrip("\n").strip(" ").split(" ")
     return " ".join(words[:max_words])

@@ -31,7 +31,8 @@ def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrained
     """Train byte-pair encoding on lower-cased captions; CLIP's two special tokens come last.
 
     The end token has the largest id, because OpenCLIP finds it by this property. It is also the
-    padding token, as in OpenAI's model, because the model ignores ids after the first end token.
+    padding token, as in transformers' copy of OpenAI's tokenizer: the model ignores ids after the
+    first end token.
 
     Args:
         captions: training text.

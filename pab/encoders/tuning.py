@@ -20,7 +20,7 @@ from pab.data.images import ImageTransform
 from pab.encoders.layer_numbers import BLOCK
 from pab.training.config import ContrastiveConfig
 
-# Builds the view of a training image from the image side and the crop settings (lhp/views.py).
+# Builds the view of training images from their side, crops and preprocessing (lhp/views.py).
 MakeView = Callable[..., ImageTransform]
 
 SCRATCH = "random"  # value of --pretrained for training from scratch

@@ -44,7 +44,7 @@ class Blip2Encoder(BatchEncoder):
         """Encode Q captions to unit vectors, float32 [Q, E] on the CPU.
 
         Raises:
-            InputError: the vocabulary does not cover the captions.
+            InputError: there is no caption, or the vocabulary lacks too many of the words.
         """
         encode_ids = CaptionIds(self.tokenizer)
         rows = [encode_ids(caption) for caption in as_captions(captions)]

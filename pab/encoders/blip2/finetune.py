@@ -83,9 +83,9 @@ def pair_model(
     device: torch.device,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of BLIP-2; with ``resumed``, skip the initial weights.
+    """Build the :class:`PairModel` of BLIP-2; with ``resumed``, read no initial weights.
 
-    ``view`` makes the random view of training images.
+    ``view`` builds the random view of training images.
     """
     sizes = MODELS[config.model]
     tokenizer = Tokenizer(

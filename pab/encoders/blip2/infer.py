@@ -1,7 +1,8 @@
 """Settings and loading of the member `blip2`.
 
-The model is LAVIS's `pretrain_vitL` as published, or ViT-g (`--model pretrain`). `--backend lavis`
-runs LAVIS's own code instead of the port, in the environment of `scripts/setup_lavis.sh`.
+The model is LAVIS's `pretrain_vitL` as published, ViT-g (`--model pretrain`), or a small model
+(`--model mini`). `--backend lavis` runs LAVIS's own code instead of the port, in the environment of
+`scripts/setup_lavis.sh`.
 """
 
 from __future__ import annotations

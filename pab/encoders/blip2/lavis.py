@@ -38,8 +38,8 @@ def load_lavis(
         pretrained: weight file; None uses the URL in LAVIS's settings.
 
     Raises:
-        InputError: LAVIS is not installed, the files that it needs cannot be downloaded, or the
-            weight file lacks tensors.
+        InputError: LAVIS is not installed or cannot build the model (for instance because files
+            cannot be downloaded), or the weight file is not LAVIS's or lacks tensors.
     """
     try:
         from lavis.common.registry import registry
@@ -81,7 +81,7 @@ def lavis_names(path: str) -> set[str]:
     """Read the names of the tensors in a LAVIS checkpoint.
 
     Raises:
-        InputError: the file is not a checkpoint of LAVIS.
+        InputError: the file is missing, damaged or not a checkpoint of LAVIS.
     """
     checkpoint = read_checkpoint(path)
     names = set(model_state(checkpoint, path))

@@ -3,7 +3,7 @@
 Source: Li et al., "BLIP-2: Bootstrapping Language-Image Pre-training with Frozen Image Encoders and
 Large Language Models" (arXiv 2301.12597); weights from LAVIS (BSD-3-Clause). The image tower is
 OpenCLIP's transformer without its last norm and projection. The Q-Former is that of transformers.
-:data:`RENAMED` maps LAVIS's parameter names to those of OpenCLIP and transformers.
+:data:`RENAMED` maps LAVIS's names of the Q-Former's parameters to those of transformers.
 
 Shape letters: `B` batch, `M` image tokens, `K` query tokens, `N` text ids, `S` side of the image in
 pixels, `W` width of the image tokens, `E` width of the vectors.
@@ -199,11 +199,11 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 
     Args:
         config: sizes of the model.
-        path: the checkpoint.
+        path: the checkpoint, or its folder if that contains no configuration of a model.
         image_weights: weights of the image tower; used if the checkpoint lacks them.
 
     Raises:
-        InputError: the file is not a checkpoint, or its tensors do not fit.
+        InputError: see :func:`load_weights`.
     """
     model = Blip2(config)
     load_weights(model, path, image_weights)
@@ -217,7 +217,8 @@ def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "")
     read from a second file (`clip_vit_L.pth`, with all 24 blocks of CLIP).
 
     Raises:
-        InputError: the file is not a checkpoint, or its tensors do not fit.
+        InputError: a file is missing or not a checkpoint, the folder contains another model or no
+            single weight file, or the tensors do not fit.
     """
     names = model.state_dict().keys()
     path = _file(path)
@@ -234,7 +235,8 @@ def _file(path: str | Path) -> str | Path:
     """Return the checkpoint file; for a folder without a configuration, its weight file.
 
     Raises:
-        InputError: the folder holds another model.
+        InputError: the folder contains another model, no weights, or several weight files without a
+            usual name.
     """
     if not Path(path).is_dir():
         return path

@@ -45,7 +45,8 @@ def load_vit_g(source: str) -> Blip2VitG:
     """Load the model from a folder saved by transformers, or from the hub by id.
 
     Raises:
-        InputError: the model cannot be read, or some of its weights are missing.
+        InputError: the source is a file or another model's folder, the model cannot be read, or
+            some of its weights are missing.
     """
     path = Path(source)
     found = ""

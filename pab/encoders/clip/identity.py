@@ -24,8 +24,10 @@ def check_made_as(
 ) -> None:
     """Reject weights that were saved from another model.
 
-    Configurations are compared, because a model folder may have been renamed. Names are compared
-    only for files of earlier versions, which have no configuration.
+    Configurations are compared, because a model folder may have been renamed. Files of earlier
+    versions record only a name. If it is OpenCLIP's name of an architecture, that architecture's
+    configuration is compared. Otherwise, it is the name of a folder, and loading the weights as the
+    model of another folder only prints a notice. Files that record no name are accepted.
 
     Args:
         metadata: metadata of the weight file.
@@ -34,7 +36,8 @@ def check_made_as(
         path: weight file, for the error.
 
     Raises:
-        InputError: the configurations or, without a configuration, the names differ.
+        InputError: the configurations differ, or weights that record only a folder's name are to be
+            loaded into an architecture of OpenCLIP.
     """
     made_as = metadata.get(ARCHITECTURE)
     if made_as is None:

@@ -50,7 +50,7 @@ class ClipModel:
         model: OpenCLIP's network.
         transform: RGB image -> float32 [3, S, S], from OpenCLIP.
         tokenize: captions -> int64 [B, N], from OpenCLIP, truncated to the model's length.
-        weights_file: source of the weights.
+        weights_file: file of the weights; an empty path for random weights.
         preprocessing: description of the transform as JSON, to store in weight files.
     """
 
@@ -90,8 +90,8 @@ def load_clip(
         preprocess_as: see :func:`pab.encoders.clip.weights.read_weights`.
 
     Raises:
-        InputError: unknown name or tag, weights or tokenizer that cannot be downloaded, or weights
-            that do not fit.
+        InputError: unknown name or tag, unknown or invalid preprocessing, weights or a tokenizer
+            that cannot be loaded, or weights that do not fit.
     """
     weights = read_weights(name, pretrained, architecture(name), preprocess_as)
     model = build(name)
@@ -107,7 +107,8 @@ def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipModel:
         preprocess: preprocessing settings that override those of the name.
 
     Raises:
-        InputError: unknown name, or a tokenizer that cannot be downloaded.
+        InputError: unknown name, invalid preprocessing settings, or a network or a tokenizer that
+            cannot be created.
     """
     architecture(name)
     settings = folder_preprocessing(name) if preprocess is None else preprocess
@@ -121,6 +122,9 @@ def encoder_of(
 
     Args:
         preprocess: preprocessing settings that override those of the model.
+
+    Raises:
+        InputError: the settings are invalid, or the tokenizer cannot be loaded.
     """
     own = merge_preprocess_dict(PreprocessCfg(), open_clip.get_model_preprocess_cfg(model))
     whole = merge_preprocess_dict(own, preprocess)
@@ -138,7 +142,8 @@ def build(name: str) -> nn.Module:
     """Create a model with random weights; suppress OpenCLIP's warning about missing weights.
 
     Raises:
-        InputError: the text tower's settings are on a hub that cannot be reached.
+        InputError: the network cannot be built, for instance because the text tower's settings are
+            on a hub that cannot be reached.
     """
     try:
         with only_errors_logged():
@@ -201,9 +206,10 @@ def reads_forward(model: nn.Module) -> bool:
 
 
 def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
-    """Encode ids [B, N] to vectors [B, D], not normalized; skip columns that are all padding.
+    """Encode ids [B, N] to vectors [B, D], not normalized.
 
-    Pass ids on the CPU: the host reads their lengths, and would have to wait for a GPU.
+    A tower as in CLIP (:func:`reads_forward`) skips columns that are all padding. Pass ids on the
+    CPU: the host reads their lengths, and would have to wait for a GPU.
     """
     device = next(model.parameters()).device
     if not reads_forward(model):

@@ -25,7 +25,8 @@ def architecture(name: str) -> dict[str, Any]:
     """Return OpenCLIP's configuration of a model.
 
     Raises:
-        InputError: unknown model (the message suggests similar names), or missing folder.
+        InputError: unknown model (the message suggests similar names), or a folder that is missing
+            or lacks a valid configuration.
     """
     if name.startswith(FOLDER):
         found = folder_config(name).get("model_cfg")
@@ -83,7 +84,7 @@ def label(name: str) -> str:
 
 @contextmanager
 def only_errors_logged() -> Iterator[None]:
-    """Silence warnings of OpenCLIP and the hub client in the block; errors are still raised."""
+    """Log only errors of OpenCLIP and the hub client in the block; exceptions are still raised."""
     loggers = [logging.getLogger(name) for name in (None, "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -65,8 +65,8 @@ def read_weights(
             file or the architecture's tags determine it.
 
     Raises:
-        InputError: unknown tag or file, weights for another activation or model, a failed download,
-            or unknown preprocessing.
+        InputError: unknown tag, a file that is missing or cannot be read, weights for another
+            activation or model, a failed download, or unknown preprocessing.
     """
     if name.startswith(FOLDER):
         path, tag = folder_weights(name, pretrained), None
@@ -142,7 +142,7 @@ def prepared(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def way_of_the_tags(name: str, path: Path) -> dict[str, Any]:
-    """Return the preprocessing shared by all tags of an architecture.
+    """Return the preprocessing shared by all tags of an architecture; empty if it has no tags.
 
     Raises:
         InputError: the tags differ.
@@ -164,7 +164,8 @@ def folder_weights(name: str, pretrained: str | None) -> Path:
     """Return the file ``pretrained``, or find the weight file in a model folder.
 
     Raises:
-        InputError: there is no weight file, or several without a usual name.
+        InputError: the file or folder is missing, or the folder has no weight file or several, none
+            of them with a usual name.
     """
     if pretrained is not None:
         return existing_file(pretrained, "weights of the model")
@@ -177,7 +178,8 @@ def clip_state(
     """Read the weights and the metadata of a file in any of the three formats.
 
     Raises:
-        InputError: the format is unknown, or the weights were trained with another activation.
+        InputError: the file is missing, damaged or of an unknown format, or its weights are of
+            another activation or model.
     """
     if is_torchscript(path):
         state = torchscript_state(path)
@@ -223,7 +225,10 @@ def fitted(model: nn.Module, state: dict[str, Tensor], path: str | Path) -> dict
     Args:
         model: model that will load the weights.
         state: weights under other publishers' names, or OpenCLIP's older ones.
-        path: file of the weights, for notices.
+        path: file of the weights, for notices and the error.
+
+    Raises:
+        InputError: two tensors would get the same name.
     """
     own = model.state_dict()
     state = dict(convert_state_dict(model, fit_names(state, own.keys(), path)))

@@ -53,8 +53,8 @@ class Embedder(ABC):
         """Reject a model that cannot encode images, and instructions with control tokens.
 
         Raises:
-            InputError: the model encodes text only, its image processor is missing or fails, or an
-                instruction contains a control token.
+            InputError: the model encodes text only, its image processor is missing, its processor
+                rejects a plain caption or image, or an instruction contains a control token.
         """
         check_reads_images(self.model, self.origin.checkpoint)
         for flag, prompt in (("--prompt", self.prompt), ("--image_prompt", self.image_prompt)):
@@ -81,7 +81,7 @@ class Embedder(ABC):
         """Return the ``open_loader`` argument of :meth:`Compute.work_through`, for decoded images.
 
         Args:
-            encode: B images, as the library's inputs -> B vectors.
+            encode: B images, as the library's inputs -> B rows of any width.
         """
 
         def open_loader(mine: list[Any], **options: Any) -> ImageWork[list[Image.Image]]:
@@ -106,7 +106,7 @@ class Embedder(ABC):
         images: list[Loadable],
         error: Exception,
     ) -> InputError:
-        """Find the image that the processor rejects; the processor's own error names no image."""
+        """Build the error for rejected images; it names the first, unlike the processor's own."""
         for item, position in zip(inputs, positions, strict=True):
             try:
                 self.model.preprocess([item])
@@ -162,7 +162,7 @@ class DenseEncoder(Embedder):
     def _finished(self, vectors: Tensor) -> Tensor:
         """Convert vectors [B, D] to float32, of unit length if the model uses cosine similarity.
 
-        Without this step, truncated vectors and vectors in half precision lack exact unit length.
+        Truncated vectors and vectors in half precision do not have exactly unit length.
         """
         vectors = vectors.float()
         cosine_model = self.model.similarity_fn_name == "cosine"

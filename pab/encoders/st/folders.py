@@ -37,7 +37,8 @@ def model_folder(name: str, flag: str = "--model") -> Path:
         flag: flag of the name, for errors.
 
     Raises:
-        InputError: no such folder, and the hub has no such model or cannot be reached.
+        InputError: the name is a file; or there is no such folder, and the hub has no such model or
+            cannot be reached.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -75,7 +76,8 @@ def base_folder(folder: Path) -> Path:
     """Return the folder of the model that a folder of adapters adapts, or the folder itself.
 
     Raises:
-        InputError: the model that the adapters name does not exist.
+        InputError: the settings of the adapters are damaged, or the model that they name cannot be
+            found.
     """
     base = read_json(folder / ADAPTER).get("base_model_name_or_path")
     return model_folder(str(base), str(folder / ADAPTER)) if base else folder

@@ -104,7 +104,8 @@ class InferConfig(MemberConfig):
             folder: folder of the model.
 
         Raises:
-            InputError: the folder holds no embedder, or one of another kind.
+            InputError: the folder contains no embedder or one of another kind, its files do not
+                specify the kind, or ``--dims`` is set for a late-interaction model.
         """
         if found == "bare":  # the library would average all tokens, or draw a projection at random
             if self.kind != "dense":

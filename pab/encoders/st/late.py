@@ -52,7 +52,7 @@ class _Spool:
         """Append rows on the CPU, all of one dtype.
 
         Raises:
-            InputError: the disk is full.
+            InputError: the file cannot be written, for instance because the disk is full.
         """
         self._rows += zip(places, map(len, rows), strict=True)
         with errors_of(self._where):

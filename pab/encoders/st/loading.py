@@ -115,7 +115,7 @@ def check_image_text_model(folder: Path) -> None:
     """Reject a folder without a model, and models that do not read images and text.
 
     Raises:
-        InputError: the message names what was found.
+        InputError: the folder has no readable configuration, or that of another type of model.
     """
     from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig
 
@@ -217,7 +217,8 @@ def loading(folder: Path) -> Iterator[None]:
     transformers draws missing weights at random, and only logs a report.
 
     Raises:
-        InputError: see :func:`load_model`.
+        InputError: a file is missing or damaged, the weights do not fit, or the model needs code of
+            its own.
     """
     logger, report = logging.getLogger("transformers.modeling_utils"), _Report()
     with quiet_loading():
@@ -244,7 +245,7 @@ def loading(folder: Path) -> Iterator[None]:
 
 
 class _Report(logging.Filter):
-    """Collect the missing tensors of transformers' reports, and drop the reports."""
+    """Collect missing and misshapen tensors from transformers' reports, and drop the reports."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -78,7 +78,8 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
     """Write a score file atomically.
 
     Raises:
-        InputError: the content violates a rule of :class:`ScoreFile` (for instance, NaN scores).
+        InputError: the content violates a rule of :class:`ScoreFile` (for instance, a score is
+            NaN), or the file cannot be written.
     """
     check_scores(score_file, path)
     scores = score_file.scores.detach().cpu().contiguous()

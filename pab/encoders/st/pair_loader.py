@@ -66,7 +66,7 @@ class _Length:
 def check_images(
     model: PairModel, images: Sequence[GalleryImage], used: Sequence[int], num_workers: int
 ) -> dict[int, ImageFacts]:
-    """Decode all images once, before the first pair is scored; processes share the images.
+    """Decode each used image once, before the first pair is scored; processes share the images.
 
     Args:
         model: model whose processor must accept the images.
@@ -163,7 +163,8 @@ def prepared(dataset: PairBatches, num_workers: int) -> Iterator[tuple[Pairs, di
         num_workers: number of loader processes.
 
     Raises:
-        InputError: an image can no longer be read, or the shared memory is too small.
+        InputError: an image can no longer be read, the model's processor rejects a batch, or the
+            shared memory is too small.
     """
     workers = needed_workers(forked(num_workers), len(dataset))
     if workers:

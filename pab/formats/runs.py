@@ -10,7 +10,7 @@ reranked lists      ``{"query_index", "reranked": [{"image", "score"}, ...]}`` p
 ranked list         image names per line, best first; line N belongs to query N
 ==================  ==============================================================================
 
-Records are JSON lines or one JSON array. In records, ids may be numbers.
+Records are JSON lines or one JSON array. In JSON, ids may be whole numbers.
 """
 
 from __future__ import annotations

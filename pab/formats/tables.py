@@ -56,10 +56,9 @@ def bare_separator_of(text: str) -> str | None:
 
 
 def decimal_lines(text: str) -> bool:
-    """Return true if the first line has several decimal fractions and blanks (NumPy's savetxt).
+    """Return true if the first line consists of several decimal fractions (NumPy's savetxt).
 
-    A line with any other text does not count. Names in a ranked list may be integers, but not
-    fractions.
+    Names in a ranked list may be integers, but not fractions.
     """
     first = next((line for line in io.StringIO(text) if line.strip()), "").split()
     return len(first) > 1 and all("." in cell and number_of(cell) is not None for cell in first)

@@ -1,8 +1,8 @@
 """Describe any path: ``python -m pab.layout check PATH``.
 
 The check reports the kind of a folder or file, its content, and the next command to run. It
-recognizes a data root of PAB or a part of it, name-masked sets, annotations, tables, photographs,
-scores, ranked lists and weights.
+recognizes a data root with all or some parts of PAB, name-masked sets, annotations, tables,
+photographs, scores, ranked lists, archives, configs and weights.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ def explain(path: str | Path) -> str:
 
     Raises:
         InputError: the path does not exist or is of unknown kind, a file is damaged or cannot be
-            read, a data root has no usable part, a name-masked set is incomplete, or a line is bad.
-            Bad lines of a data root's training and labelled annotations, and of a folder of
-            captioned images, are listed in the text instead.
+            read, a data root has no usable part, a name-masked set is invalid or, outside a data
+            root, incomplete, or a line is bad. Bad lines of a folder of captioned images, and of
+            training and labelled annotations of a usable data root, are listed in the text instead.
     """
     path = Path(path)
     if not path.exists():

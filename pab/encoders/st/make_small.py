@@ -86,7 +86,9 @@ class SmallConfig:
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train byte-pair encoding with Qwen's special tokens; "yes" and "no" are single tokens.
+    """Train byte-pair encoding with Qwen's special tokens.
+
+    "yes" and "no" become single tokens, unless the vocabulary is too small for their merges.
 
     Args:
         captions: training text.

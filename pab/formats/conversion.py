@@ -180,8 +180,8 @@ def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
     """Build a score file from ranked images; without scores, the r-th image scores 1 / r.
 
     Raises:
-        InputError: ids are missing or invalid, a name is not in the gallery, a score is NaN or
-            positive infinity in float32, or no image is listed.
+        InputError: ids are missing or invalid, a name is not in the gallery, a score is NaN,
+            +inf or outside float32, or no image is listed.
     """
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")

@@ -1,7 +1,7 @@
 """Read scores in all supported forms: detect the form of a file, and parse its content.
 
 The content determines the form. The extension matters only for text that may be a table or a list,
-and for a file with the extension of a binary form but other content, which is reported as damaged.
+and for files of other content with the extension of a binary form, which are rejected.
 
 ==================  ==============================================================================
 ``.pt``             a score file of this project; a bare tensor; a dict with one matrix

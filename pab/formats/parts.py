@@ -45,7 +45,7 @@ class Part:
         return f"{self.number}/{self.count}"
 
     def rows(self, queries: int) -> range:
-        """Return the rows of this part, in sequence; the sizes of parts differ by one at most.
+        """Return the consecutive rows of this part; sizes of parts differ by one at most.
 
         Raises:
             InputError: there are fewer queries than parts.
@@ -63,8 +63,8 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
         files: path -> part, in any order.
 
     Raises:
-        InputError: a file is not a part; a part is missing or given twice; the parts differ in
-            their number, images, model, settings or data; or a query is missing or repeated.
+        InputError: a file is not a part, a part is missing or given twice, or a query is missing or
+            repeated. The files differ in the number of parts, images, model, settings or data.
     """
     parts = {path: _part_of(path, file) for path, file in files.items()}
     paths = sorted(parts, key=lambda path: parts[path].number)

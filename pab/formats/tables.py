@@ -85,8 +85,8 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         ids: true if the first row and the first column hold ids.
 
     Raises:
-        InputError: the text is not a table, there are no rows, or a row has another length than the
-            header or first row, or a cell that is not a number.
+        InputError: the text is not a table or has no rows, a row is longer or shorter than the
+            header or first row, or a cell is not a number.
     """
     lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
     rows = csv.reader(lines, delimiter=separator)
@@ -155,9 +155,9 @@ def parquet_table(path: Path) -> Matrix:
     ``query_id`` or similar. Without such a column, the matrix has no query ids.
 
     Raises:
-        InputError: pyarrow is missing, the file is not Parquet or has no scores, column names are
-            repeated, several columns contain text, a query id is invalid, or a score is missing or
-            not a number.
+        InputError: pyarrow is missing, or the file is not Parquet or has no scores. Column names
+            are repeated, several columns contain text, or a query id is invalid. A score is missing
+            or not a number.
     """
     import torch
 

@@ -20,9 +20,9 @@ def explain(path: str | Path) -> str:
     """Describe a path in lines of text.
 
     Raises:
-        InputError: the path does not exist or is of unknown kind, a file is damaged or cannot be
-            read, a data root has no usable part, a name-masked set is invalid or, outside a data
-            root, incomplete, or a line is bad. Bad lines of a folder of captioned images, and of
+        InputError: the path does not exist or is of unknown kind, or a file is damaged or cannot be
+            read. A data root has no usable part. A name-masked set is invalid, or incomplete
+            outside a data root. A line is bad. Bad lines of a folder of captioned images, and of
             training and labelled annotations of a usable data root, are listed in the text instead.
     """
     path = Path(path)

@@ -104,7 +104,7 @@ def check_root(root: Path) -> list[Part]:
 
 
 def report(root: Path, parts: list[Part]) -> list[str]:
-    """Format the result: a table, other data, bad lines, and missing parts with their sources."""
+    """Format the result: a table, other data, bad lines, missing files, and their sources."""
     images = "images found, of those listed"
     head = f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   {images}"
     text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]
@@ -157,7 +157,7 @@ def _others(root: Path) -> list[str]:
 
 
 def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
-    """Describe a folder of training shards, possibly fewer than in PAB."""
+    """Describe a folder of training shards, which may contain fewer than PAB has."""
     try:
         shards = find_shards(root, [folder])
     except InputError:  # no shards: treat as a missing folder

@@ -65,7 +65,7 @@ def maxsim(
     """Compute MaxSim of captions and images.
 
     Products are computed in float32. Memory beyond the arguments and the result does not depend on
-    the number of images: it holds the captions, a block of images, and the products of this block
+    the number of images. It holds the captions, a block of images, and the products of this block
     and a group of captions.
 
     Args:

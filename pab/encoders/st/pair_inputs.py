@@ -276,9 +276,9 @@ class PairModel:
             device: device of the model.
 
         Raises:
-            InputError: a file is missing or damaged; the model is of another kind, or has no linear
-                output layer and ``dtype`` is not float32; its chat template renders no image;
-                an answer is invalid (see :func:`answer_tokens`); or :meth:`check` fails.
+            InputError: a file is missing or damaged, or the model is of another kind. The chat
+                template renders no image. An answer is invalid (:func:`answer_tokens`). ``dtype``
+                is not float32 and the output layer is not linear. :meth:`check` fails.
         """
         settings = read_settings(folder)
         check_image_text_model(settings.folder)

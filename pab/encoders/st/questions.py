@@ -78,8 +78,8 @@ def read_mined(path: str | Path, root: str | Path) -> list[Question]:
 
     Raises:
         InputError: the file is missing, contains no question, or has invalid lines (all are
-            counted). A line is invalid if it is not a JSON object, lacks a caption, an image or
-            wrong images, has a path outside the root, or lists its right image as wrong.
+            counted). Such a line is not a JSON object, lacks a caption, an image or wrong images,
+            has a path outside the root, or lists its right image as wrong.
     """
     path = existing_file(path, "a file of mined training questions")
     found = list(read_records(path, partial(_mined, root=Path(root))))

@@ -140,9 +140,9 @@ class RerankConfig(ScoringCommand):
         """Load the model.
 
         Raises:
-            InputError: the prompt file is invalid, the device does not support the settings, the
-                model does not exist or cannot be loaded (see :meth:`PairModel.open`), or the
-                feature cache cannot be created.
+            InputError: the prompt file is invalid, the device does not support the settings, or the
+                feature cache cannot be created. The model does not exist, or cannot be loaded (see
+                :meth:`PairModel.open`).
         """
         from pab.encoders.st.folders import folder_hash, model_folder
         from pab.encoders.st.pair_inputs import PairModel, read_settings

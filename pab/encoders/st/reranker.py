@@ -1,8 +1,8 @@
 """Score each query's candidates with a vision-language model, pair by pair.
 
-Scores are cached by the content of the pair, so an interruption loses at most one batch per
-process. Batches are formed from all pairs before cached ones are left out. A resumed run therefore
-has the same batches and bit-identical scores.
+By default, the scores of each batch are cached by the content of their pairs, so an interruption
+loses at most one batch per process. Batches are formed from all pairs before cached ones are left
+out. A resumed run therefore has the same batches and bit-identical scores.
 
 Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `B` pairs of a batch.
 """

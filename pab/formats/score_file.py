@@ -35,7 +35,7 @@ class ScoreFile:
         gallery_ids: ``G`` distinct ids, sorted.
         meta: model, checkpoint hash, dtype, data hash, project version, model-specific entries.
             For a form that lists only some images per query, ``listed`` maps a query id to its
-            number of listed images; the other images get the next float32 below the query's
+            number of listed images. The other images get the next float32 below the query's
             smallest listed score.
     """
 

@@ -1,8 +1,8 @@
 """Late-interaction similarity (MaxSim) of captions and images, in blocks of bounded memory.
 
-The score of a caption and an image is the sum, over the caption's vectors, of the largest dot
-product with a vector of the image (ColBERT, Khattab and Zaharia, 2020). MeanMaxSim divides this sum
-by the number of the caption's vectors.
+The score of a caption and an image is a sum over the caption's vectors. Each vector adds its
+largest dot product with a vector of the image (ColBERT, Khattab and Zaharia, 2020). MeanMaxSim
+divides this sum by the number of the caption's vectors.
 
 Captions and images have different numbers of vectors. A row of a matrix holds all vectors of one
 caption or image, padded to the largest number of vectors. Captions are padded with zeros, which add

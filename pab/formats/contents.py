@@ -27,7 +27,7 @@ class Matrix:
         query_ids: ids of the rows; None if the file has none.
         gallery_ids: ids of the columns, in any order; None if the file has none.
         meta: metadata of the file.
-        own: true for a score file of this project; its ids are kept unchanged.
+        own: true for a score file of this project, whose metadata is kept.
         remarks: assumptions and ignored fields, for notices.
     """
 

@@ -48,7 +48,8 @@ def to_score_file(
             error may recommend them.
 
     Raises:
-        InputError: ids are missing or do not match, or scores are NaN or infinite.
+        InputError: ids are missing, invalid or do not match; no image is listed; or a score is NaN
+            or infinite. In files of other tools, -inf is accepted and means "not listed".
     """
     for remark in found.remarks:
         notice(path, remark)
@@ -139,7 +140,7 @@ def _ids_of(found: Matrix, path: str | Path, given: _Given) -> tuple[list[str], 
 def _spelt(
     names: list[str], path: str | Path, known: Sequence[str] | None, *, keep: bool = False
 ) -> list[str]:
-    """Match names to the spelling of the known gallery, or remove their image extensions.
+    """Respell names as in the known gallery; remove extensions of other names unless ``keep``.
 
     Raises:
         InputError: two names differ only in their extension or Unicode form.
@@ -176,7 +177,12 @@ def _without_minus_infinity(score_file: ScoreFile, path: str | Path) -> ScoreFil
 
 
 def _of_listing(found: Listing, path: str | Path, given: _Given) -> ScoreFile:
-    """Build a score file from ranked images; without scores, the r-th image scores 1 / r."""
+    """Build a score file from ranked images; without scores, the r-th image scores 1 / r.
+
+    Raises:
+        InputError: ids are missing or invalid, a name is not in the gallery, a score is NaN,
+            +inf or outside float32, or no image is listed.
+    """
     if not found.names:
         raise InputError(path, "expected ranked images per query, found none")
     gallery_ids, rows = given.gallery_ids, _query_ids_of(found, path, given)

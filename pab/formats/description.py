@@ -95,7 +95,8 @@ def show(path: str | Path, found: Matrix | Listing | None = None) -> str:
         found: its parsed content; None reads the file.
 
     Raises:
-        InputError: the file cannot be read, or scores are NaN or infinite.
+        InputError: the file cannot be read, or has ids but its ids or scores are invalid (see
+            :func:`pab.formats.conversion.to_score_file`).
     """
     path = Path(path)
     found = read_form(path) if found is None else found

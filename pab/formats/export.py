@@ -195,7 +195,8 @@ def write_trec(
         relevant: query id -> relevant gallery ids; may contain queries that the ranking lacks.
 
     Raises:
-        InputError: an id contains a blank, which the format cannot represent.
+        InputError: an id contains a blank, which the format cannot represent, or a file cannot be
+            written.
     """
     shown = progress(ranking, f"writing {prefix}.run", "queries")
     run = "".join(trec_lines(f"{prefix}.run", query_ids, shown))
@@ -213,7 +214,7 @@ def trec_lines(
     """Yield the lines of a TREC run.
 
     Other tools sort by score and break ties by their own rules. A score that is not below the
-    previous one is therefore written as the next float32 below it, which preserves the order.
+    previous written one is replaced by the next float32 below that one, to preserve the order.
 
     Args:
         where: the file, for the error.

@@ -1,7 +1,7 @@
 """Read scores in all supported forms: detect the form of a file, and parse its content.
 
-The content determines the form. The extension matters only for ambiguous content: text that may be
-a table or a list, and damaged binary files.
+The content determines the form. The extension matters only for text that may be a table or a list.
+A text file with the extension of a binary form is rejected.
 
 ==================  ==============================================================================
 ``.pt``             a score file of this project; a bare tensor; a dict with one matrix
@@ -49,8 +49,8 @@ KEYS = ("scores", "query_ids", "gallery_ids", "meta")
 REMEDY = "export the scores again with the tool that wrote them"
 _BINARY_ENDINGS = frozenset((".pt", ".pth", ".bin", ".npy", ".npz", ".parquet", ".pkl", ".zip"))
 _BLANK_TABLE = "a table of numbers without ids"
-_HEAD = 1 << 16  # bytes read to detect the form of a text file
-# Exceptions that NumPy raises for a damaged array, because it parses the header as Python source.
+_HEAD = 1 << 16  # bytes read to detect the form of a file
+# Exceptions that NumPy raises for a damaged array; it parses the array's header as Python source.
 _DAMAGED_ARRAY = (
     ValueError, TypeError, OSError, EOFError, OverflowError, MemoryError, SyntaxError,
     tokenize.TokenError,
@@ -65,7 +65,8 @@ def read_form(path: str | Path, *, mmap: bool = True) -> Matrix | Listing:
         mmap: leave the matrix on disk until it is used, if the form allows it.
 
     Raises:
-        InputError: the file is missing, damaged or of unknown form.
+        InputError: the file is missing, damaged, invalid or of unknown form, or is a Parquet file
+            and pyarrow is not installed.
     """
     path = existing_file(path, "a score file")
     head = head_of(path, _HEAD)
@@ -234,8 +235,8 @@ def _kind(value: Any) -> str:
 def matrix_of(value: Any, path: Path, item: str) -> Tensor:
     """Convert a matrix of scores to a detached floating-point tensor, [queries, gallery].
 
-    Integers are rejected: in other tools' files, they are ranks or column numbers, where higher is
-    not better.
+    Integers are rejected: in other tools' files, they are usually ranks or column numbers, where
+    higher is not better.
 
     Raises:
         InputError: the value is not a matrix, not floating point, or sparse.

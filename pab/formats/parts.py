@@ -45,7 +45,7 @@ class Part:
         return f"{self.number}/{self.count}"
 
     def rows(self, queries: int) -> range:
-        """Return the rows of this part: consecutive queries; sizes differ by one at most.
+        """Return the consecutive rows of this part; sizes of parts differ by one at most.
 
         Raises:
             InputError: there are fewer queries than parts.
@@ -63,8 +63,8 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
         files: path -> part, in any order.
 
     Raises:
-        InputError: a file is not a part; a part is missing or given twice; or the parts differ in
-            images, model, settings or data.
+        InputError: a file is not a part, a part is missing or given twice, or a query is missing or
+            repeated. The files differ in the number of parts, images, model, settings or data.
     """
     parts = {path: _part_of(path, file) for path, file in files.items()}
     paths = sorted(parts, key=lambda path: parts[path].number)
@@ -98,7 +98,7 @@ def merge_parts(files: Mapping[Path, ScoreFile]) -> ScoreFile:
 
 
 def _part_of(path: Path, file: ScoreFile) -> Part:
-    """Read from the file's meta which part it is."""
+    """Read from a file's ``meta`` which part the file is."""
     text = file.meta.get(PART)
     if not isinstance(text, str):
         raise InputError(

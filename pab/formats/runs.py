@@ -3,13 +3,14 @@
 ==================  ==============================================================================
 TREC run            ``query Q0 image rank score tag`` per line; ranked by score, as in trec_eval
 ranx run            ``{query: {image: score}}``
+rankings by query   ``{query: [image, ...]}``, best first
 rankings            ``{"query_index", "topk_gallery": [image, ...]}`` per record, best first;
                     ``"topk_scores"`` may contain the scores
 reranked lists      ``{"query_index", "reranked": [{"image", "score"}, ...]}`` per record
 ranked list         image names per line, best first; line N belongs to query N
 ==================  ==============================================================================
 
-Records are JSON lines or one JSON array. Ids may be numbers.
+Records are JSON lines or one JSON array. In JSON, ids may be whole numbers.
 """
 
 from __future__ import annotations
@@ -106,8 +107,9 @@ def json_run(text: str, path: Path) -> Listing:
     """Parse the text of a JSON file: a ranx run, rankings, or reranked lists.
 
     Raises:
-        InputError: the JSON is broken or of unknown form, a query or image is repeated, or a score
-            is not a number; the message names the record or query.
+        InputError: the JSON is broken or of unknown form, a query or image is repeated, a score is
+            not a number, or only some queries have scores. The message names the line, record or
+            query, if there is one.
     """
     records = _json_values(text, path)
     only = records[0] if len(records) == 1 else None

@@ -35,7 +35,7 @@ class ScoreFile:
         gallery_ids: ``G`` distinct ids, sorted.
         meta: model, checkpoint hash, dtype, data hash, project version, model-specific entries.
             For a form that lists only some images per query, ``listed`` maps a query id to its
-            number of listed images; the other images get the next float32 below the query's
+            number of listed images. The other images get the next float32 below the query's
             smallest listed score.
     """
 
@@ -78,7 +78,8 @@ def save_scores(path: str | Path, score_file: ScoreFile) -> None:
     """Write a score file atomically.
 
     Raises:
-        InputError: the content violates a rule of :class:`ScoreFile` (for instance, NaN scores).
+        InputError: the content violates a rule of :class:`ScoreFile` (for instance, a score is
+            NaN), or the file cannot be written.
     """
     check_scores(score_file, path)
     scores = score_file.scores.detach().cpu().contiguous()

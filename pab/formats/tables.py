@@ -34,7 +34,8 @@ def separator_of(text: str) -> str | None:
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
-    for separator in filter(second.__contains__, SEPARATORS):  # csv rejects very long cells
+    # A line without the separator would be one cell, and csv rejects very long cells.
+    for separator in filter(second.__contains__, SEPARATORS):
         head, row = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
         if len(row) > 1 and len(row) - len(head) in (0, 1):
             names_alone = len(head) < len(row) and not any("." in cell for cell in head)
@@ -55,7 +56,7 @@ def bare_separator_of(text: str) -> str | None:
 
 
 def decimal_lines(text: str) -> bool:
-    """Return true if the first line has only decimal fractions and blanks (NumPy's savetxt).
+    """Return true if the first line consists of several decimal fractions (NumPy's savetxt).
 
     Names in a ranked list may be integers, but not fractions.
     """
@@ -84,8 +85,8 @@ def text_table(text: str, path: Path, separator: str, *, ids: bool = True) -> Ma
         ids: true if the first row and the first column hold ids.
 
     Raises:
-        InputError: there are no rows, or a row has another length than the header or first row, or
-            a cell that is not a number.
+        InputError: the text is not a table or has no rows, a row is longer or shorter than the
+            header or first row, or a cell is not a number.
     """
     lines = progress(io.StringIO(text, newline=""), f"reading {path.name}", "B", len(text), len)
     rows = csv.reader(lines, delimiter=separator)
@@ -150,12 +151,13 @@ def pyarrow(path: str | Path) -> Any:
 def parquet_table(path: Path) -> Matrix:
     """Read a Parquet file with one column per image and at most one column of query ids.
 
-    Query ids are in the text column, in a column named ``query_id`` or similar, or in the pandas
-    index. Without such a column, the matrix has no query ids.
+    Query ids are in the text column, else in the unnamed pandas index, else in a column named
+    ``query_id`` or similar. Without such a column, the matrix has no query ids.
 
     Raises:
-        InputError: pyarrow is missing, the file is not Parquet, several columns contain text, or a
-            score is missing or not a number.
+        InputError: pyarrow is missing, or the file is not Parquet or has no scores. Column names
+            are repeated, several columns contain text, or a query id is invalid. A score is missing
+            or not a number.
     """
     import torch
 

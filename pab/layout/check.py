@@ -1,8 +1,8 @@
 """Describe any path: ``python -m pab.layout check PATH``.
 
 The check reports the kind of a folder or file, its content, and the next command to run. It
-recognizes a data root of PAB or a part of it, name-masked sets, annotations, tables, photographs,
-scores, ranked lists and weights.
+recognizes a data root with all or some parts of PAB, name-masked sets, annotations, tables,
+photographs, scores, ranked lists, archives, configs and weights.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def explain(path: str | Path) -> str:
     """Describe a path in lines of text.
 
     Raises:
-        InputError: the path does not exist or is of unknown kind, a file is damaged or cannot be
-            read, a data root has no usable part, a name-masked set is incomplete, or a line is bad.
-            Bad lines of a data root's training and labelled annotations, and of a folder of
-            captioned images, are listed in the text instead.
+        InputError: the path does not exist or is of unknown kind, or a file is damaged or cannot be
+            read. A data root has no usable part. A name-masked set is invalid, or incomplete
+            outside a data root. A line is bad. Bad lines of a folder of captioned images, and of
+            training and labelled annotations of a usable data root, are listed in the text instead.
     """
     path = Path(path)
     if not path.exists():

@@ -38,7 +38,8 @@ def explain_file(path: Path) -> Found:
     """Describe a file.
 
     Raises:
-        InputError: the file is of unknown kind or damaged, or one of its items is invalid.
+        InputError: the file is of unknown kind or damaged, or one of its lines, ids or scores is
+            invalid.
     """
     ending = path.suffix.lower()
     if ending in TENSOR_ENDINGS:
@@ -173,7 +174,7 @@ def _lines(path: Path, head: str) -> Found:
 
 
 def _table(path: Path, head: str) -> Found:
-    """Describe a table of images and captions, or of scores with ids."""
+    """Describe a table of images and captions, of scores with ids, or with other columns."""
     first = head.splitlines()[0]
     found = [s for s in SEPARATORS if s in first]
     headers = [next(csv.reader([first], delimiter=separator)) for separator in found]
@@ -182,7 +183,7 @@ def _table(path: Path, head: str) -> Found:
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
-    start = b"".join(raw for *_, raw in islice(raw_lines(path), 2))  # the head may end in line 1
+    start = b"".join(raw for *_, raw in islice(raw_lines(path), 2))  # the head may cut line 1
     if separator_of(start.decode("utf-8", "replace")) is not None:
         return describe_scores(path)
     columns = headers[0] if headers else [first]
@@ -214,7 +215,7 @@ def _caption_table(path: Path, header: list[str], columns: TableColumns) -> Foun
 
 
 def _json(path: Path) -> Found:
-    """Describe annotations, queries, an answer key, or scores."""
+    """Describe annotations, queries, an answer key, scores, or the source videos' captions."""
     if path.name == "source_caption.json":
         return Found("captions of the source videos (not used)")
     entry = next(entries(path), None)
@@ -247,7 +248,7 @@ def _queries(path: Path) -> Found:
 
 
 def _pairs(path: Path) -> Found:
-    """Describe training pairs or a labelled test set (one caption or a list per line)."""
+    """Describe training pairs or a labelled test set (one caption or a list of them per line)."""
     lines = list(read_labelled_images(path))
     captions = sum(len(line.captions) for line in lines)
     kinds = Counter(line.is_normal for line in lines)

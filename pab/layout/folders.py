@@ -35,7 +35,7 @@ def explain_folder(folder: Path) -> Found:
     names = sorted(file_names(folder))
     if (folder / "gallery").is_dir() or query_file(folder):
         return _masked(folder)
-    if not any(map(is_photo_name, names)):  # reading every image of a gallery would be slow
+    if not any(map(is_photo_name, names)):  # opening every image of a gallery would be slow
         weights = explain_weight_folder(folder)
         if weights is not None:
             return weights
@@ -127,7 +127,10 @@ def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
 
 
 def _nested_photos(folder: Path) -> list[str]:
-    """List the images in subfolders by relative path; links to folders are not followed."""
+    """List the images in subfolders by relative path.
+
+    Hidden folders are skipped, and links to folders are not followed.
+    """
     found = []
     for place, folders, names in os.walk(folder):
         folders[:] = sorted(name for name in folders if name[0] != ".")

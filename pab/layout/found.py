@@ -36,7 +36,7 @@ def counts_by_ending(names: Iterable[str], without: str = "") -> str:
 
 
 def captioned_commands(place: Path, images: Path, columns: TableColumns) -> tuple[str, ...]:
-    """Format the commands that score and fine-tune CLIP on the user's own data."""
+    """Format the commands that score with CLIP, and fine-tune it, on the user's own data."""
     given = {"image": columns.image, "caption": columns.caption}
     flags = "".join(
         f" --csv_{name}_key {shlex.quote(column)}"

@@ -37,14 +37,15 @@ SOURCE_CAPTIONS = "annotation/source_caption.json"
 
 @dataclass(frozen=True)
 class Part:
-    """State of a part of PAB under a data root."""
+    """Description of a part of PAB under a data root."""
 
     name: str
     place: str  # annotation file or files, relative to the root
     published: int  # lines in PAB
     lines: int | None = None  # None if the annotation is missing
-    named: int | None = None  # images named by the lines; None for a name-masked set
-    found: int = 0  # images whose file exists
+    # Images named by the lines; None for a missing annotation and for a name-masked set.
+    named: int | None = None
+    found: int = 0  # named images whose file exists; for a name-masked set, images in gallery/
     missing: tuple[str, ...] = ()  # descriptions of missing files
     commands: tuple[str, ...] = ()  # commands that use the part
     bad: BadLines = field(default_factory=BadLines)
@@ -103,7 +104,7 @@ def check_root(root: Path) -> list[Part]:
 
 
 def report(root: Path, parts: list[Part]) -> list[str]:
-    """Format the result: a table, other data, bad lines, and missing parts with their sources."""
+    """Format the result: a table, other data, bad lines, missing files, and their sources."""
     images = "images found, of those listed"
     head = f"{'part':<16} {'place':<44} {'lines':>10} {'PAB has':>10}   {images}"
     text = [f"{root}", head, *(part.row() for part in parts), *_others(root), *_bad_lines(parts)]
@@ -156,7 +157,7 @@ def _others(root: Path) -> list[str]:
 
 
 def _shards(root: Path, finder: ImageFinder, name: str, folder: str) -> Part:
-    """Describe a folder of training shards, possibly fewer than in PAB."""
+    """Describe a folder of training shards, which may contain fewer than PAB has."""
     try:
         shards = find_shards(root, [folder])
     except InputError:  # no shards: treat as a missing folder
@@ -185,7 +186,7 @@ def _labelled(root: Path, finder: ImageFinder, name: str, place: str, published:
 
 
 def _counted(part: Part, finder: ImageFinder, images: list[str]) -> Part:
-    """Add the numbers of lines, of images found and of images missing."""
+    """Add the numbers of lines and of images found, and a description of missing images."""
     absent = finder.absent(images)
     missing: tuple[str, ...] = ()
     if absent:
@@ -203,12 +204,13 @@ def masked_part(root: Path, name: str, folder: str) -> Part:
     """Describe a name-masked set; its annotation does not list the gallery images.
 
     Args:
-        root: the data root.
+        root: the data root, or the folder of a single set.
         name: name of the part.
         folder: folder of the set, relative to the root; "." is the root itself.
 
     Raises:
-        InputError: a line is bad, or the query order has other query ids.
+        InputError: the queries or the query order cannot be read, a line is bad, or the query
+            order has other query ids.
     """
     home = root / folder
     queries, gallery, order = query_file(home), home / "gallery", home / "query_index.txt"

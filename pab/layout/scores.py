@@ -35,7 +35,7 @@ def describe_scores(path: Path) -> Found:
 
 
 def holds_scores(content: Any) -> bool:
-    """Return true if a file's content is a score matrix, or a dict with one matrix."""
+    """Return true if a file's content is a matrix, or a dict whose only array is a matrix."""
     if getattr(content, "ndim", None) == 2:
         return True
     if not isinstance(content, dict):

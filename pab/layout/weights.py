@@ -15,7 +15,7 @@ _FACT_WIDTH = 100  # maximum number of characters shown per metadata value
 
 
 def known_model(names: Iterable[str]) -> str | None:
-    """Name the model that has these tensor names; None if they fit no model of this project.
+    """Name the model that has these tensor names; None if they fit no known model.
 
     Args:
         names: tensor names of a checkpoint, without wrapper prefixes.
@@ -43,14 +43,14 @@ def known_model(names: Iterable[str]) -> str | None:
 
 
 def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
-    """Describe a checkpoint; return None if its tensors fit no model of this project.
+    """Describe a checkpoint; return None if its tensors fit no known model.
 
     Args:
         path: the file.
         checkpoint: content as returned by :func:`pab.core.checkpoints.read_checkpoint`.
 
     Raises:
-        InputError: the checkpoint has no tensors.
+        InputError: the weights cannot be extracted (:func:`pab.core.checkpoints.model_state`).
     """
     from pab.core.checkpoints import STATE_MARK, model_state  # imports torch
 

@@ -12,7 +12,12 @@ from pab.data.image_loader import ImageBatch, P
 
 
 def refilled(batches: Iterable[ImageBatch[P]], size: int) -> Iterator[ImageBatch[P]]:
-    """Fill the gaps that cached images leave in batches; only the last batch may be smaller."""
+    """Merge batches that lack cached or unreadable images; only the last batch may be smaller.
+
+    Args:
+        batches: loaded batches of at most ``size`` images.
+        size: images per merged batch.
+    """
     waiting: list[ImageBatch[P]] = []
     for batch in batches:
         if batch.positions:

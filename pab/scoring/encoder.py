@@ -24,12 +24,13 @@ AnyImage = GalleryImage | str | Path | Image.Image | Tensor
 
 @dataclass(frozen=True)
 class Origin:
-    """Source of a model's vectors, as recorded in score files.
+    """Source of a model's vectors or scores, as recorded in score files.
 
     Attributes:
         architecture: name of the architecture; empty if unknown.
         checkpoint: source of the weights; empty if unknown.
-        checkpoint_sha256: hash of the checkpoint; empty if the weights are not a single file.
+        checkpoint_sha256: hash of the checkpoint, or of the files of a model folder; empty if
+            unknown.
         dtype: name of the model's dtype.
         more: further entries of a score file's ``meta``.
     """
@@ -58,7 +59,8 @@ class Encoder(Protocol):
     def fingerprint(self) -> Mapping[str, str]:
         """Facts that the vectors depend on: hash of the weights, preprocessing, dtype, device.
 
-        These facts are the key of the feature cache. Leave them empty if vectors are never cached.
+        The feature cache is chosen by these facts and the versions of the code. Leave them empty if
+        vectors are never cached.
         """
         return MappingProxyType({})
 
@@ -72,15 +74,20 @@ class Encoder(Protocol):
 
         Args:
             images: at least one path, gallery image, PIL image, or preprocessed tensor [3, H, W]
-                with the model's height H and width W.
+                with the model's height H and width W. Vision-language models reject tensors.
             reader: decodes the files; None uses the benchmark reader.
 
         Raises:
-            InputError: a file cannot be read, or a tensor has another shape or holds integers.
+            InputError: no image is passed, an image has an unsupported type, a file cannot be read,
+                or a tensor has another shape or holds integers.
         """
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
-        """Encode captions to vectors, float32 [Q, D] on the CPU, in the given order."""
+        """Encode captions to vectors, float32 [Q, D] on the CPU, in the given order.
+
+        Raises:
+            InputError: no caption is passed, or the model does not accept a caption.
+        """
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
         """Compute scores, float32 [Q, G]; by default, cosine similarities of unit vectors."""

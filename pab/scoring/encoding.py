@@ -117,7 +117,7 @@ class Compute:
         """Open the feature cache of a model, unless :attr:`cache_dir` is None.
 
         Raises:
-            InputError: the folder cannot be created.
+            InputError: the folder cannot be created, or its vectors cannot be read.
         """
         if self.cache_dir is None:
             return self
@@ -135,8 +135,8 @@ class Compute:
         """Encode images; see :meth:`image_rows` for the arguments.
 
         Returns:
-            float32 [G, D] on the CPU, in the order of ``images``. Images that the reader reports as
-            unreadable have zero rows.
+            float32 [G, D] on the CPU, in the order of ``images``. The rows of images that the
+            reader collects as unreadable are zero.
         """
         if isinstance(transform, ImageRecipe):
             transform = transform.transform()
@@ -155,7 +155,7 @@ class Compute:
         Args:
             rows: positions in ``images`` and vectors [B, D] of this process's share.
             images: G images.
-            reader: the reader that has collected the unreadable images.
+            reader: the reader that may have collected unreadable images.
         """
         order: list[int] = []
         parts: list[Tensor] = []
@@ -322,7 +322,7 @@ class Compute:
                 :attr:`batch_size` captions of this length.
 
         Returns:
-            Positions in ``rows``, and the float32 vectors on the CPU.
+            Positions in ``rows``, and the float32 vectors on the CPU; cached ones come first.
         """
         new = list(processes.share_of(len(rows)))
         digests: dict[int, bytes] = {}

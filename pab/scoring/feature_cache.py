@@ -1,9 +1,11 @@
 """Content-addressed cache on disk for vectors of images and captions.
 
-A cache belongs to one encoder with its weights, preprocessing and dtype. The key of an image is the
-SHA-256 of its file, so a renamed image is recognized, and a changed image is encoded again. The key
-of a caption is the SHA-256 of its token ids. An interrupted run loses at most two batches. A run
-with a larger gallery or new queries encodes only the new items.
+A cache belongs to one encoder with its weights, preprocessing, dtype, device and code versions. The
+key of an image depends only on its file and reader, so a renamed image is recognized, and a changed
+image is encoded again. The key of a caption depends only on its token ids (for some models: words
+or characters). An interrupted process loses at most two batches. A run with a larger gallery or new
+queries encodes only the new items. A vision-language reranker caches the score of a pair as a
+vector of width 1.
 
 A cache is a folder of parts, one per process, vector width, dtype and run. ``PART.sha256`` holds
 the keys, 32 bytes each. ``PART.float32`` or ``PART.float16`` holds the vectors (for UIT, each is
@@ -39,15 +41,17 @@ DTYPES: dict[str, np.dtype[Any]] = {VECTORS: np.dtype("float32"), HALVES: np.dty
 
 
 class FeatureCache:
-    """Cache the vectors of one encoder on disk. Files are open only while they are written.
+    """Cache the vectors of one encoder on disk.
+
+    Files are opened for each write, and memory-mapped once their vectors are read.
 
     Args:
         folder: folder of all caches.
         facts: everything that the vectors depend on besides the input: hash of the weights,
-            preprocessing, dtype.
+            preprocessing, dtype, device, code versions.
 
     Raises:
-        InputError: the folder cannot be created or read.
+        InputError: the folder cannot be created, read or written.
     """
 
     def __init__(self, folder: str | Path, facts: Mapping[str, str]) -> None:
@@ -177,14 +181,14 @@ class FeatureCache:
             except FileExistsError:
                 number += 1
                 continue
-            hashes.with_suffix(ending).write_bytes(b"")  # vectors may exist without keys
+            hashes.with_suffix(ending).write_bytes(b"")  # keys without vectors are ignored
             return hashes
 
 
 def code_versions() -> dict[str, str]:
     """Return the hash of the project's code and the versions of the libraries behind the vectors.
 
-    Both belong to the key of a cache, because a bug fix must invalidate its vectors.
+    Both belong to the facts of a cache, because a bug fix must invalidate cached vectors.
     """
     code = hashlib.sha256()
     ignored = CODE_ROOT / "pab/mini"  # it writes image files, which have their own keys
@@ -202,5 +206,5 @@ def code_versions() -> dict[str, str]:
 
 
 def caption_digest(ids: Sequence[int | str]) -> bytes:
-    """Return the cache key of a caption: SHA-256 of its token ids with a prefix."""
+    """Return the cache key of a caption: SHA-256 of its ids or words, with a prefix."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()

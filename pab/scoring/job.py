@@ -1,8 +1,8 @@
 """The procedure of all scoring commands: check the inputs, encode, write the outputs.
 
 A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
-:meth:`MemberConfig.score` runs the procedure. Invalid input is rejected before the model is loaded;
-only damaged images are detected later, by encoding.
+:meth:`MemberConfig.score` runs the procedure. Data is checked before the model is loaded. Only
+damaged images, and captions that the model does not accept, are detected later, by encoding.
 """
 
 from __future__ import annotations
@@ -135,7 +135,7 @@ class ScoringCommand(ScoringConfig, ABC):
         """Run the command.
 
         Raises:
-            InputError: settings, data or weights are invalid; no output is written.
+            InputError: settings, data or weights are invalid, or an output cannot be written.
         """
 
 
@@ -171,7 +171,8 @@ class MemberConfig(ScoringCommand):
         """Score every image of the gallery against every caption.
 
         Raises:
-            InputError: settings, data or weights are invalid; no output is written.
+            InputError: settings, data or weights are invalid, so no output is written; or an output
+                cannot be written.
         """
         self.compute()  # rejects unsupported settings before the data is read
         job = prepare(self)
@@ -278,10 +279,11 @@ def prepare(config: ScoringConfig) -> ScoringJob:
 
 
 def check_same_model(origin: Origin) -> None:
-    """Check that all processes have loaded the same model; its file may differ between machines.
+    """Check that all processes have loaded the same model; machines may have different files.
 
     Raises:
-        InputError: the models differ. Every process raises it; it names the hashes and the hosts.
+        InputError: the models differ. Every process raises it. The message names the first
+            difference and the hosts.
     """
     processes.check_equal(
         {

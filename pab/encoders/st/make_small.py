@@ -2,8 +2,8 @@
 
 The model has the architecture and the files of published models, so all commands for
 vision-language models run on a laptop. `--kind` selects what sentence-transformers adds to it:
-`reranker` scores a pair by the logits of "yes" and "no", `dense` returns the last token's vector,
-`late` returns one vector per token.
+`reranker` scores a pair by the logits of "yes" and "no". `dense` returns the last token's vector,
+normalized to length 1. `late` returns one such vector per token of a caption, or per image token.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ PAD, END = "<|endoftext|>", "<|im_end|>"
 IMAGE, VIDEO = "<|image_pad|>", "<|video_pad|>"
 VISION_START, VISION_END = "<|vision_start|>", "<|vision_end|>"
 SPECIAL = (PAD, "<|im_start|>", END, VISION_START, VISION_END, IMAGE, VIDEO)
-# Standard deviation of the token embeddings. With 0.02, as for the other weights, the first block
-# adds more than a token's own embedding, and untrained tokens are hardly distinguished.
+# Standard deviation of the token embeddings. With 0.02, as for the other weights, the output of the
+# first block outweighs a token's own embedding, and an untrained model hardly distinguishes tokens.
 EMBEDDING_STD = 0.1
 MERGE = 2  # patches per side that become one token, as in Qwen3-VL
 # Roles as in Qwen3-VL-Reranker: an instruction (system), a caption (query), an image (document).
@@ -76,7 +76,7 @@ class SmallConfig:
     seed: int = flag(16, "seed of the random weights")
 
     def check(self) -> None:
-        """Reject a width that the attention heads cannot share.
+        """Reject a width that is not a multiple of four times the number of heads.
 
         Raises:
             InputError: the message names the flag.
@@ -86,7 +86,9 @@ class SmallConfig:
 
 
 def train_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Train byte-pair encoding with Qwen's special tokens; "yes" and "no" are single tokens.
+    """Train byte-pair encoding with Qwen's special tokens.
+
+    "yes" and "no" become single tokens, unless the vocabulary is too small for their merges.
 
     Args:
         captions: training text.
@@ -175,7 +177,10 @@ def with_modules(kind: str, dims: int, written: Path) -> Any:
     Args:
         kind: ``reranker``, ``dense`` or ``late``.
         dims: width of the token vectors of a ``late`` model.
-        written: folder of :func:`write_model`.
+        written: folder from :func:`write_model`, or of a small model of any kind.
+
+    Raises:
+        InputError: sentence-transformers is not installed, or the folder cannot be loaded.
     """
     library = sentence_transformers()
     modules = sentence_transformers("base.modules")
@@ -195,14 +200,18 @@ def with_modules(kind: str, dims: int, written: Path) -> Any:
 
 
 def late_interaction(transformer: Any, width: int, dims: int) -> Any:
-    """Build a late-interaction model: unit vectors [N, dims] of a caption's or image's N tokens."""
+    """Build a late-interaction model.
+
+    It returns unit vectors [N, dims] of the N tokens of a caption, or of the N image tokens.
+    """
     library, modules = sentence_transformers(), sentence_transformers("base.modules")
     projection = modules.Dense(
         width, dims, bias=False, activation_function=torch.nn.Identity(),
         module_input_name="token_embeddings",
     )  # fmt: skip
-    # Keep only image tokens. The chat template's tokens are equal for all images; training from
-    # random weights would match every caption with them, and learn nothing about the image.
+    # Of an image's tokens, keep only the image tokens. The chat template's tokens are equal for all
+    # images: training from random weights would match every caption to them, and learn nothing
+    # about the image.
     mask = sentence_transformers("multi_vector_encoder.modules").MultiVectorMask(
         keep_only_token_ids=[transformer.tokenizer.convert_tokens_to_ids(IMAGE)]
     )
@@ -220,8 +229,8 @@ def make_small(config: SmallConfig, captions: Iterable[str]) -> int:
         captions: text that trains the tokenizer; not read with ``start``.
 
     Raises:
-        InputError: sentence-transformers is not installed, ``start`` is not a model, or ``out``
-            exists or cannot be written.
+        InputError: sentence-transformers is not installed, ``start`` is not a model or cannot be
+            loaded, or ``out`` exists or cannot be written.
     """
     sentence_transformers()
     if config.start is not None and not (Path(config.start) / "config.json").is_file():

@@ -1,12 +1,12 @@
 """Late-interaction similarity (MaxSim) of captions and images, in blocks of bounded memory.
 
-The score of a caption and an image is the sum, over the caption's vectors, of the largest dot
-product with a vector of the image (ColBERT, Khattab and Zaharia, 2020). MeanMaxSim divides this sum
-by the number of the caption's vectors.
+The score of a caption and an image is a sum over the caption's vectors. Each vector adds its
+largest dot product with a vector of the image (ColBERT, Khattab and Zaharia, 2020). MeanMaxSim
+divides this sum by the number of the caption's vectors.
 
 Captions and images have different numbers of vectors. A row of a matrix holds all vectors of one
-caption or image, padded to the longest one. Captions are padded with zeros, which add nothing to a
-sum. Images are padded by repeating their first vector, which changes no maximum.
+caption or image, padded to the largest number of vectors. Captions are padded with zeros, which add
+nothing to a sum. Images are padded by repeating their first vector, which changes no maximum.
 
 Shape letters: `Q` captions, `G` images, `M` vectors per caption, `N` vectors per image, `D` width
 of a vector, `T` vectors of a group of captions, `g` images of a block.
@@ -21,8 +21,9 @@ from torch import Tensor
 
 from pab.core.progress import progress
 
-# Vectors of a block of images, and of a group of captions: their products take 4 MB in fp32. Larger
-# products do not fit in a CPU's caches; smaller ones are less efficient (benchmarks/maxsim.py).
+# Numbers of vectors in a block of images and in a group of captions: their products take 4 MB in
+# fp32. Larger products do not fit in a CPU's caches; smaller ones are less efficient
+# (benchmarks/maxsim.py).
 IMAGE_VECTORS = CAPTION_VECTORS = 1 << 10
 IMAGE_VECTORS_ON_GPU = CAPTION_VECTORS_ON_GPU = 1 << 14  # products of 1 GB
 
@@ -40,7 +41,7 @@ def pad_image(vectors: Tensor, count: int) -> Tensor:
 
 
 def blocks_of(images: Tensor, width: int, device: torch.device) -> list[range]:
-    """Split the images into blocks of equal size, which processes can share.
+    """Split the images into blocks, which processes can share; only the last may be smaller.
 
     Args:
         images: [G, N * D].
@@ -63,13 +64,14 @@ def maxsim(
 ) -> Tensor:
     """Compute MaxSim of captions and images.
 
-    Products are computed in float32. Memory beyond the arguments and the result is that of the
-    captions, of a block of images and of their products, for any number of images.
+    Products are computed in float32. Memory beyond the arguments and the result does not depend on
+    the number of images. It holds the captions, a block of images, and the products of this block
+    and a group of captions.
 
     Args:
         texts: float32 [Q, M * D], padded with zeros.
         images: [G, N * D] of any floating-point type, padded by repeating first vectors. The rows
-            may be memory-mapped: each is read once.
+            may be memory-mapped: a block is read when it is scored.
         width: D.
         mean: compute MeanMaxSim.
         device: device that computes; None uses that of ``images``.

@@ -121,11 +121,12 @@ def answer_tokens(
     Args:
         tokenizer: tokenizer of the model.
         settings: settings of the model's folder.
-        yes: text of the positive answer (``--yes_token``); None uses the folder's id.
-        no: text of the negative answer (``--no_token``); None uses the folder's id.
+        yes: text of the positive answer (``--yes_token``); None uses the folder's id, else "yes".
+        no: text of the negative answer (``--no_token``); None uses the folder's id, else "no".
 
     Raises:
-        InputError: an answer is not a single token, or both are the same token.
+        InputError: an answer is not a single token, the folder's id is not in the tokenizer, or
+            both answers are the same token.
     """
     found = []
     for flag, word, known, usual in (
@@ -197,10 +198,10 @@ def renders(processor: Any, settings: Mapping[str, Any], roles: tuple[str, str])
 
 
 def keeps_pair_roles(processor: Any, settings: Mapping[str, Any]) -> bool:
-    """Return true if a chat template renders the roles of a pair, false if only ``user``.
+    """Return true if a chat template renders the roles of a pair, false for ``user`` alone.
 
     Raises:
-        InputError: the template renders neither.
+        InputError: the template renders no image beside a caption in either form.
     """
     if renders(processor, settings, ("query", "document")):
         return True
@@ -275,7 +276,9 @@ class PairModel:
             device: device of the model.
 
         Raises:
-            InputError: the folder holds another kind of model, or an answer is not one token.
+            InputError: a file is missing or damaged, or the model is of another kind. The chat
+                template renders no image. An answer is invalid (:func:`answer_tokens`). ``dtype``
+                is not float32 and the output layer is not linear. :meth:`check` fails.
         """
         settings = read_settings(folder)
         check_image_text_model(settings.folder)
@@ -316,7 +319,7 @@ class PairModel:
         return [{"role": "system", "content": [{"type": "text", "text": self.prompt}]}, *pair]
 
     def inputs(self, captions: Sequence[str], images: Sequence[Image.Image]) -> dict[str, Tensor]:
-        """Build the model's inputs for B pairs, on the CPU: token ids, mask, pixels, image grids.
+        """Build the model's inputs for B pairs, on the CPU, such as token ids, mask and pixels.
 
         Args:
             captions: B captions.
@@ -328,7 +331,8 @@ class PairModel:
             padding on the left.
 
         Raises:
-            ValueError: the processor rejects an image or a caption.
+            ValueError: the processor rejects an image or a caption, or does not pad on the left.
+                Some processors raise ZeroDivisionError or RuntimeError instead.
         """
         settings = self.settings
         pairs = zip(captions, map(pixels_only, images), strict=True)

@@ -26,7 +26,7 @@ from pab.data.records import GalleryImage
 from pab.encoders.st.pair_inputs import PairModel
 from pab.encoders.st.pictures import REJECTIONS
 
-CHECKED = 16  # images per batch of a check, which returns only numbers
+CHECKED = 16  # images per batch of the check, whose batches contain no pixels
 # No model runs in loader processes, so a RuntimeError there also comes from the processor.
 ERRORS = (*REJECTIONS, RuntimeError)
 
@@ -44,7 +44,7 @@ class ImageFacts(NamedTuple):
 
 
 class _Length:
-    """Map an image to the length of its pair, or to the reason why the processor rejects it."""
+    """Map an image to a pair's number of tokens, or to the reason why the processor rejects it."""
 
     def __init__(self, model: PairModel) -> None:
         self.model, self._known = model, dict[tuple[int, int], int | str]()
@@ -66,7 +66,7 @@ class _Length:
 def check_images(
     model: PairModel, images: Sequence[GalleryImage], used: Sequence[int], num_workers: int
 ) -> dict[int, ImageFacts]:
-    """Decode all images once, before the first pair is scored; processes share the images.
+    """Decode each used image once, before the first pair is scored; processes share the images.
 
     Args:
         model: model whose processor must accept the images.
@@ -163,7 +163,8 @@ def prepared(dataset: PairBatches, num_workers: int) -> Iterator[tuple[Pairs, di
         num_workers: number of loader processes.
 
     Raises:
-        InputError: an image can no longer be read, or the shared memory is too small.
+        InputError: an image can no longer be read, the model's processor rejects a batch, or the
+            shared memory is too small.
     """
     workers = needed_workers(forked(num_workers), len(dataset))
     if workers:

@@ -44,7 +44,8 @@ class PictureLoader(BatchLoader[list[Image.Image]]):
             empty.
 
     Raises:
-        InputError: during iteration: a file cannot be decoded.
+        InputError: during iteration: a file cannot be decoded, and the reader does not collect
+            errors.
     """
 
     def __init__(

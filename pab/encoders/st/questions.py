@@ -77,9 +77,9 @@ def read_mined(path: str | Path, root: str | Path) -> list[Question]:
         root: data root that the image paths are relative to.
 
     Raises:
-        InputError: the file is missing or empty, or a line is invalid (all are counted): no caption
-            or image, no list of wrong images, a path that leaves the root, or a right image that is
-            also wrong.
+        InputError: the file is missing, contains no question, or has invalid lines (all are
+            counted). Such a line is not a JSON object, lacks a caption, an image or wrong images,
+            has a path outside the root, or lists its right image as wrong.
     """
     path = existing_file(path, "a file of mined training questions")
     found = list(read_records(path, partial(_mined, root=Path(root))))
@@ -168,7 +168,7 @@ class QuestionSamples(Dataset[Any]):
         rows: positions of its training pairs.
         draws: numbers of wrong images.
         seed: seed of the draws, combined with the epoch and the position of the question.
-        crop: view of a training image; draws from torch's generator.
+        crop: function that may crop a training image; draws from torch's generator.
     """
 
     def __init__(
@@ -200,7 +200,7 @@ class QuestionSamples(Dataset[Any]):
         Images with the question's caption are not wrong.
 
         Raises:
-            InputError: too few images with other captions exist.
+            InputError: the random images include too few different ones with other captions.
         """
         draws, found = self.draws, list[str]()
         if epoch >= draws.hard_from:

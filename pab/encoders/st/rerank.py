@@ -71,7 +71,8 @@ class RerankConfig(ScoringCommand):
         """See :class:`pab.scoring.job.ScoringConfig`.
 
         Raises:
-            InputError: no candidates, two prompts, an invalid part, or no sentence-transformers.
+            InputError: there are no candidates or two prompts, the part or a separator is invalid,
+                or ``--backend`` needs sentence-transformers, which is not installed.
         """
         super().check()
         if self.candidates is None:
@@ -111,7 +112,7 @@ class RerankConfig(ScoringCommand):
         return None if self.part is None else Part.parse(self.part)
 
     def with_outputs(self) -> RerankConfig:
-        """Replace ``auto`` with the default output paths; a part has its own file."""
+        """Replace ``auto`` with default paths; a part gets its own score file and no list."""
         part = self.chosen_part()
         suffix = "" if part is None else f"_{part.number}of{part.count}"
         scores, ranked = SCORES.format(part=suffix), LIST if part is None else None
@@ -139,8 +140,9 @@ class RerankConfig(ScoringCommand):
         """Load the model.
 
         Raises:
-            InputError: no such model, a model of another kind, an answer that is not one token, or
-                an invalid prompt.
+            InputError: the prompt file is invalid, the device does not support the settings, or the
+                feature cache cannot be created. The model does not exist, or cannot be loaded (see
+                :meth:`PairModel.open`).
         """
         from pab.encoders.st.folders import folder_hash, model_folder
         from pab.encoders.st.pair_inputs import PairModel, read_settings

@@ -1,8 +1,8 @@
 """Score each query's candidates with a vision-language model, pair by pair.
 
-Scores are cached by the content of the pair, so an interruption loses at most one batch per
-process. Batches are formed from all pairs before cached ones are left out. A resumed run therefore
-has the same batches and bit-identical scores.
+By default, the scores of each batch are cached by the content of their pairs, so an interruption
+loses at most one batch per process. Batches are formed from all pairs before cached ones are left
+out. A resumed run therefore has the same batches and bit-identical scores.
 
 Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `B` pairs of a batch.
 """
@@ -136,7 +136,8 @@ class VlmReranker(Reranker):
         """Score each query's candidates, float32 [Q, K]; processes share the batches.
 
         Raises:
-            InputError: an image cannot be processed, or a caption contains a control token.
+            InputError: an image cannot be decoded or processed, a caption contains a control token,
+                or the device's memory or the shared memory is too small.
         """
         refuse_control_tokens(self.model.processor.tokenizer, captions, "captions")
         columns = candidates.numpy()
@@ -171,7 +172,8 @@ class VlmReranker(Reranker):
             facts: position of an image -> its facts.
 
         Returns:
-            Positions of the pairs, and their scores, float32 [pairs, 1].
+            Positions of the pairs, cached ones first, and their scores, float32 [pairs, 1]; None
+            instead of the scores if there are no pairs.
         """
         cache, k, flat = self.compute.cache, columns.shape[1], columns.ravel()
         digests: dict[int, bytes] = {}
@@ -207,7 +209,7 @@ class VlmReranker(Reranker):
         for batch, (_, inputs) in shown:
             with self.compute.running("re-ranking"):
                 found = self.model.scores(inputs).cpu()[:, None]
-            # Stored before the next batch is scored, so a killed run loses at most this batch.
+            # Stored before the next batch is scored, so a killed run loses at most one batch.
             if cache is not None:
                 cache.keep([digests[pair] for pair in batch], found)
             order += batch
@@ -216,9 +218,10 @@ class VlmReranker(Reranker):
 
 
 def in_order_of_size(columns: np.ndarray, tokens: np.ndarray) -> np.ndarray:
-    """Sort pairs so that images of equal size share a batch, and pairs of one image are neighbours.
+    """Sort pairs by length, the longest first; pairs of one image are adjacent.
 
-    The largest come first, so that a batch that is too large for the memory fails at once.
+    Pairs of similar length share a batch, and a batch that is too large for the memory fails at
+    once.
 
     Args:
         columns: int64 [Q, K], candidates.
@@ -232,5 +235,5 @@ def in_order_of_size(columns: np.ndarray, tokens: np.ndarray) -> np.ndarray:
 
 
 def pair_digest(image: bytes, caption: str) -> bytes:
-    """Return the cache key of a pair: SHA-256 of the image's key and the caption."""
+    """Return the cache key of a pair: SHA-256 of a prefix, the image's key and the caption."""
     return hashlib.sha256(b"pair " + image + caption.encode()).digest()

@@ -193,8 +193,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data, model or checkpoint. During training:
-            an unreadable training image, or too many consecutive steps skipped because the
-            loss or a gradient was not finite.
+            a training image that cannot be read or processed, or too many consecutive steps
+            skipped because the loss or a gradient was not finite.
     """
     # ---- Data and model
     folder, target = model_folder(config.model), config.tuned_folder()

@@ -185,8 +185,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data, model or checkpoint. During training:
-            an unreadable training image, or too many consecutive steps skipped because the
-            loss or a gradient was not finite.
+            a training image that cannot be read or processed, or too many consecutive steps
+            skipped because the loss or a gradient was not finite.
     """
     # ---- Data and model
     folder, target = model_folder(config.model), config.tuned_folder()
@@ -317,8 +317,8 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairM
     """Load the reranker; as the settings say, freeze its vision tower and add low-rank updates.
 
     Raises:
-        InputError: the folder holds adapters or another kind of model, or ``--freeze`` finds no
-            vision tower.
+        InputError: the folder holds adapters, :meth:`PairModel.open` fails, or ``--freeze`` finds
+            no vision tower.
     """
     if base_folder(folder) != folder:
         raise InputError(
@@ -404,7 +404,7 @@ def validation_candidates(retrieval: Retrieval, count: int, seed: int) -> Tensor
         seed: seed of the random images.
 
     Returns:
-        int64 [Q, K], positions in the gallery: a right image, its twin if any, random wrong images.
+        int64 [Q, K], positions in the gallery: a right image, the twin if any, random wrong images.
     """
     assert retrieval.gallery is not None
     assert retrieval.relevant is not None

@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the index and the models, and serve until Ctrl-C.
 
     Raises:
-        InputError: a flag is invalid, the port is in use, or the index cannot be used.
+        InputError: a flag is invalid, a library is not installed, the address or the port cannot be
+            used, or the index or a model cannot be used.
     """
     args = build_parser().parse_args(list(argv))
     library("pyarrow.parquet", "search indexes")

@@ -11,7 +11,7 @@ without centring, which would change the dot products. The rows that FAISS finds
 
 Some rows are held out while the index is built. One half of them, used as queries, chooses the
 number of dimensions and the search depth; the other half measures recall@10 against exact search.
-Then they are added too.
+Finally, the held-out rows are added too.
 
 FAISS: https://github.com/facebookresearch/faiss. The index is a file in the folder ``ann``. The
 manifest names this file and the shards that the index was built from. If a later run changes the

@@ -35,7 +35,8 @@ ROUNDING = frozenset(("device", "dtype", "tf32", "deterministic"))
 def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> MemberConfig:
     """Parse a member's settings from a command line.
 
-    Settings for data and outputs are rejected as flags, and ignored with a notice in a config file.
+    Settings that only benchmark scoring uses, such as data and outputs, are rejected as flags, and
+    ignored with a notice in a config file.
 
     Args:
         name: name of the member.

@@ -31,7 +31,7 @@ class MappedRows(NamedTuple):
     """Rows in an unlinked file, whose disk space is freed with the tensor.
 
     Attributes:
-        rows: [G, ...], shared by all processes that map the same file.
+        rows: [G, ...] for G images, shared by all processes that map the same file.
         files: for each rank, the rank that created its file; the same list in all processes.
     """
 
@@ -64,8 +64,8 @@ def mapped_rows(
 ) -> MappedRows:
     """Create a file on every node, and map it in the processes of the node.
 
-    Two processes share a file if they run on one machine and see each other's files. The second
-    condition separates containers on one machine.
+    Two processes share a file if they have the same :func:`machine_name` and see each other's
+    files. The second condition separates containers on one machine.
 
     Args:
         shape: number of rows, and the shape of a row.
@@ -73,7 +73,8 @@ def mapped_rows(
         folder: folder of the file, created if missing; None uses the system's temporary folder.
 
     Raises:
-        InputError: a process cannot create or map its file; raised in all processes.
+        InputError: a process cannot create a file, reserve its disk space, or map it; raised in
+            all processes.
     """
     where = Path(tempfile.gettempdir() if folder is None else folder)
     created: list[Path] = []  # empty if the folder is not writable
@@ -123,7 +124,7 @@ def map_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def machine_name() -> str:
-    """Return a name that all processes of a machine share, and that no other machine has.
+    """Return a name that all processes of a node share, and that no other node has.
 
     Clones of a machine can have the same host name, so the boot id of Linux and torchrun's number
     of the node (``GROUP_RANK``) are parts of the name.
@@ -133,7 +134,10 @@ def machine_name() -> str:
 
 
 def _reserve(path: Path, size: int) -> None:
-    """Reserve disk space. If the disk filled up later, the process would die without a message."""
+    """Set the size of a file, and reserve its disk space where the system supports this.
+
+    If the disk filled up later, the process would die without a message.
+    """
     with errors_of(path.parent), path.open("r+b") as file:
         if size and hasattr(os, "posix_fallocate"):
             os.posix_fallocate(file.fileno(), 0, size)
@@ -143,7 +147,7 @@ def _reserve(path: Path, size: int) -> None:
 
 @contextmanager
 def errors_of(folder: Path) -> Iterator[None]:
-    """Report the system's errors as errors of the folder."""
+    """Convert the system's errors to an :class:`InputError` that names the folder."""
     try:
         yield
     except OSError as error:

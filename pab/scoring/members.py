@@ -23,7 +23,8 @@ def members() -> dict[str, EntryPoint]:
     """Return the entry points of the installed members, sorted by name.
 
     Raises:
-        InputError: the installed metadata has no members, or two packages share a name.
+        InputError: the installed metadata has no members, or two packages define different
+            members with one name.
     """
     found: dict[str, EntryPoint] = {}
     for entry in sorted(entry_points(group=GROUP), key=lambda entry: entry.name):
@@ -45,7 +46,8 @@ def member_config(name: str) -> type[MemberConfig]:
     """Return the settings class of a member.
 
     Raises:
-        InputError: no such member, or its class cannot be imported or is not a `MemberConfig`.
+        InputError: there is no such member, its class cannot be imported or is not a subclass of
+            :class:`~pab.scoring.job.MemberConfig`, or :func:`members` fails.
     """
     known = members()
     if name not in known:
@@ -79,8 +81,8 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
             ``feature_cache=True``.
 
     Raises:
-        InputError: unknown name or setting, a setting for data or outputs, or weights that do not
-            fit.
+        InputError: the name is unknown, a setting is unknown or invalid, ``settings`` contains one
+            that an encoder does not use, or the weights are missing or do not fit.
     """
     cls = member_config(name)
     if ignored := sorted(settings.keys() & set(cls.ignored())):

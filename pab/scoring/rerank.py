@@ -1,6 +1,6 @@
 """Re-rank with any reranker: read candidates, score their pairs, fill the score matrix.
 
-A reranker only has to implement :class:`Reranker`.
+A reranker need only implement :class:`Reranker`.
 
 Shape letters: `Q` queries, `G` gallery, `K` candidates per query.
 """
@@ -92,7 +92,8 @@ def score_candidates(
         part: part of the queries to score; None scores all.
 
     Raises:
-        InputError: data, candidates or weights are invalid; no pair scores are written.
+        InputError: data, candidates or weights are invalid, and no pair scores are written; or an
+            output cannot be written.
     """
     job = prepare(config)
     chosen = read_candidates(candidates, job, k) if candidates else None
@@ -134,7 +135,7 @@ def rerank_best(
 
 
 def choose_candidates(scores: Tensor, k: int, flag: str = "--k_test") -> Tensor:
-    """Select the k best images per query, int64 [Q, K]; ties go to the smaller id.
+    """Select the k best images per query, int64 [Q, K]; ties go to the earlier column.
 
     If k exceeds the gallery size, all images are selected, with a notice. All processes use the
     selection of rank 0, because GPUs of different types round differently.
@@ -178,8 +179,8 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
         k: candidates per query.
 
     Raises:
-        InputError: the file has no scores, its ids differ from the job's, or it lists fewer than
-            ``k`` images for a query.
+        InputError: the file cannot be read or has no scores, its ids differ from the job's, or it
+            lists fewer than ``k`` images, and fewer than the gallery has, for a query.
     """
     found = read_form(path)
     lists = isinstance(found, Listing)

@@ -5,17 +5,17 @@ Kinds, both with 8 bits per value (scalar quantization, QT_8bit):
 - ``hnsw``: a graph of neighbours; builds slowly, answers fast;
 - ``ivf``: lists of vectors around centres; builds fast, is smaller, answers more slowly.
 
-FAISS compares vectors in fewer dimensions: their principal directions, without centring, so that
-dot products are kept. What it finds is scored again by :mod:`pab.search.exact`, in all dimensions.
-So only the choice of rows is approximate.
+If the recall permits, FAISS compares vectors in fewer dimensions: along their principal directions,
+without centring, which would change the dot products. The rows that FAISS finds are scored again by
+:mod:`pab.search.exact`, in all dimensions. So only the choice of rows is approximate.
 
 Some rows are held out while the index is built. One half of them, used as queries, chooses the
 number of dimensions and the search depth; the other half measures recall@10 against exact search.
-Then they are added too.
+Finally, the held-out rows are added too.
 
-FAISS: https://github.com/facebookresearch/faiss. The index is a file of the folder ``ann`` that the
-manifest names, with the shards that it was built from. If a later run changes the shards, searches
-are exact until it is built again.
+FAISS: https://github.com/facebookresearch/faiss. The index is a file in the folder ``ann``. The
+manifest names this file and the shards that the index was built from. If a later run changes the
+shards, searches are exact until the index is built again.
 
 Shape letters: `n` rows, `D` width of the vectors, `d` their width in FAISS's index, `k` results,
 `q` held-out rows.
@@ -49,12 +49,12 @@ LINKS = 32  # neighbours per vector in the graph (M); twice as many in its lowes
 # as FAISS's 40; a recall of 0.98 then needs depth 64 instead of 512.
 BUILD_DEPTH = 80
 ROWS_PER_CENTRE = 39  # at least; FAISS warns below
-TRAINING_ROWS = 50_000  # for the ranges of the values and the centres
-HELD_OUT, DEPTH_OF_RECALL = 400, 10  # rows; recall@10
-TARGET_RECALL = 0.97  # of the smallest depth that is chosen
+TRAINING_ROWS = 50_000  # at most; for the directions, the ranges of the values, and the centres
+HELD_OUT, DEPTH_OF_RECALL = 400, 10  # rows, at most; recall@10
+TARGET_RECALL = 0.97  # the first tried depth that reaches it is chosen
 LARGEST_DEPTH = 2048  # of hnsw
-# Dimensions in FAISS's index; narrower members keep theirs. The first is chosen whose exact search
-# finds this share of the nearest rows.
+# Numbers of dimensions to try, if below D. The first is chosen in which an exact search finds at
+# least this share of the nearest rows; if none does, FAISS's index has all dimensions.
 WIDTHS, REACHABLE_RECALL = (128, 256, 384, 512), 0.99
 SEED = 0  # of held-out rows and training rows
 REBUILD = "remove the file and run the index command with --ann again"
@@ -69,15 +69,15 @@ class AnnRecord:
         kind: ``hnsw`` or ``ivf``.
         member: name of the member whose vectors it holds.
         file: name of the file in the folder ``ann``.
-        bytes: its size.
+        bytes: size of the file.
         rows: number of vectors.
-        shards: the shards that it was built from.
-        parameters: of the index: ``links`` and ``build_depth``, or ``lists``; and ``width``, d,
-            which earlier versions lack: they kept all dimensions.
+        shards: the shards that the index was built from.
+        parameters: parameters of the index: ``links`` and ``build_depth``, or ``lists``; and
+            ``width``, which is d. Indexes of earlier versions have all dimensions and no ``width``.
         depth: search depth: candidates (efSearch) of ``hnsw``, lists (nprobe) of ``ivf``.
         recall_at_10: mean share of the 10 exact results that were found, over the queries.
-        queries: number of held-out rows that measured it.
-        faiss: version that built it.
+        queries: number of held-out rows with which the recall was measured.
+        faiss: version of FAISS that built the index.
     """
 
     kind: Kind
@@ -110,10 +110,11 @@ class Ann:
 
     @classmethod
     def open(cls, index: Index) -> Ann:
-        """Open the approximate index; its file is memory-mapped.
+        """Open the approximate index; its file is memory-mapped if this version of FAISS can do so.
 
         Raises:
-            InputError: there is none, it does not fit the vectors, or it cannot be read.
+            InputError: there is none, it does not fit the vectors, its description or its file is
+                damaged, or FAISS is not installed.
         """
         record = read_record(index)
         if record is None or not is_current(index, record):
@@ -155,7 +156,7 @@ class Ann:
         return scores[0], rows[places[0]]
 
     def candidates(self, vector: np.ndarray, k: int) -> np.ndarray:
-        """Return the rows that FAISS finds, int64, ascending; at least k if it can."""
+        """Return the rows that FAISS finds, int64, ascending; at least k if it can find so many."""
         total = self._found.ntotal
         wanted, depth = min(total, MORE_RESULTS * k), self.record.depth
         query = np.ascontiguousarray(vector[None], dtype=np.float32)
@@ -208,7 +209,7 @@ def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
     If it cannot serve them, print the reason in one line, and return None: the search is exact.
 
     Raises:
-        InputError: its file is damaged, or FAISS is not installed.
+        InputError: its description or its file is damaged, or FAISS is not installed.
     """
     record = read_record(index)
     if record is None:
@@ -227,7 +228,7 @@ def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
 
 
 def build_ann(folder: Path, kind: Kind, member: str | None = None) -> AnnRecord:
-    """Build an approximate index, and name it in the manifest; one that is current is kept.
+    """Build an approximate index, and name it in the manifest; keep a current one of this kind.
 
     The caller holds the lock of the folder.
 
@@ -237,8 +238,8 @@ def build_ann(folder: Path, kind: Kind, member: str | None = None) -> AnnRecord:
         member: name of the member; None takes the first.
 
     Raises:
-        InputError: FAISS is not installed, there are fewer than 100 rows, or a file cannot be
-            read or written.
+        InputError: FAISS is not installed, there is no such member, there are fewer than 100 rows,
+            or a file cannot be read or written.
     """
     index = Index.open(folder)
     name = index.members[0].name if member is None else index.member(member).name
@@ -305,7 +306,7 @@ def _directions(
 ) -> np.ndarray:  # fmt: skip
     """Choose the directions of FAISS's index, float32 [d, D]: the fewest that keep the recall.
 
-    They are principal directions of the training vectors; the identity if all are needed.
+    They are principal directions of the training vectors, or the identity if all are needed.
 
     Args:
         index: the search index.
@@ -339,7 +340,7 @@ def _empty(
         faiss.downcast_index(found.index).hnsw.efConstruction = BUILD_DEPTH
         parameters = {"links": LINKS, "build_depth": BUILD_DEPTH}
     else:
-        # 4 times the root of the rows, as FAISS's guidelines say.
+        # 4 times the square root of the number of rows, as FAISS's guidelines say.
         lists = max(1, min(int(4 * rows**0.5), training // ROWS_PER_CENTRE))
         found, parameters = faiss.index_factory(kept, f"IVF{lists},SQ8", metric), {"lists": lists}
     if kept < width:
@@ -357,7 +358,7 @@ def _vectors(index: Index, name: str, rows: np.ndarray) -> Iterator[tuple[np.nda
 
 
 def _tuned(ann: Ann, queries: np.ndarray, right: np.ndarray) -> AnnRecord:
-    """Choose the smallest depth with the target recall, or the largest; measure the recall.
+    """Double the depth until it is the largest or reaches the target recall; measure the recall.
 
     Args:
         ann: the approximate index.
@@ -391,7 +392,7 @@ def recall(ann: Ann, queries: np.ndarray, right: np.ndarray) -> float:
 
 
 def _share(found: Iterable[np.ndarray], right: np.ndarray) -> float:
-    """Return the mean share of rows, int64 [q, k], that are among the found ones of each query."""
+    """Return the mean share of the right rows, int64 [q, k], that were found, over the queries."""
     return float(np.mean([np.isin(r, one).mean() for one, r in zip(found, right, strict=True)]))
 
 

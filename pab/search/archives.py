@@ -30,17 +30,17 @@ class Packed(NamedTuple):
 
 
 def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
-    """List the images of an archive, sorted by name, with the captions that have the same keys.
+    """Yield the images of an archive, sorted by name, with the captions that have the same keys.
 
     A key is a name up to the first dot of its last path component, as in WebDataset.
 
     Args:
         path: the archive.
-        unreadable: receives the problem of each member that cannot be used, by name.
+        unreadable: receives the problem of each image that cannot be used, by name.
 
     Raises:
-        InputError: the file is not an uncompressed tar file, or is damaged; the images before the
-            damage are yielded first.
+        InputError: the file cannot be read, is not an uncompressed tar file, or is damaged; the
+            images before the damage are yielded first.
     """
     images: dict[str, tuple[int, int]] = {}
     captions: dict[str, str] = {}
@@ -88,7 +88,7 @@ def read_packed(path: Path, offset: int, size: int | None) -> bytes:
     try:
         with path.open("rb") as file:
             file.seek(offset)
-            # Sizes in headers may be wrong; reading more than the file has would reserve memory.
+            # Sizes in headers may be wrong, and `read` reserves memory for the requested size.
             rest = max(0, os.fstat(file.fileno()).st_size - offset)
             found = file.read(min(rest, tarfile.BLOCKSIZE if size is None else size))
     except OSError as error:
@@ -105,7 +105,7 @@ def _key(name: str) -> str:
 
 
 def _problem(info: tarfile.TarInfo, known: bool) -> str | None:
-    """Return the reason why a member cannot be used as an image, or None."""
+    """Return the reason why an entry of the archive cannot be used as an image, or None."""
     name = info.name
     if name.startswith("/") or ".." in name.split("/") or "\0" in name or "\\" in name:
         return "a path that may leave the archive"

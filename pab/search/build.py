@@ -1,14 +1,15 @@
 """Build and update a search index: find what has changed, encode it, write shards.
 
 An image is unchanged if the index has it with the same name, file size, modification time, caption
-and offset in an archive. Otherwise it is hashed: if the index has an image with the same content,
-such as a renamed one, its vectors are reused. Only other images are decoded and encoded. Rows of
+and offset in an archive. Other images are hashed. If the index has an image with the same content,
+such as a renamed one, its vectors are reused. Only the remaining images are encoded. Rows of
 removed and changed images are dropped at the end of the run.
 
 Each block of rows is written as a shard as soon as it is encoded. A stopped run therefore loses at
-most one block or, with an engine, the parts in progress. At the end, small shards are merged.
+most one block or, with an engine, the parts that are not yet in the index. At the end, small shards
+are merged.
 
-An engine may encode the blocks on other processes or machines; see :mod:`pab.search.worker`.
+An engine may encode images on other processes or machines; see :mod:`pab.search.worker`.
 """
 
 from __future__ import annotations
@@ -81,13 +82,16 @@ def build_index(
         folder: folder of the index; a new or empty one, or an index of the same source and members.
         source: the images.
         choices: the members by name, with their flags.
-        open_members: loads the members; called if an image must be encoded, or if flags differ.
+        open_members: loads the members; called if this process must encode an image, or if flags
+            differ from those of the index.
         settings: None uses the defaults.
-        engine: encodes the blocks elsewhere, with its own members; None encodes them here.
+        engine: encodes the images elsewhere, with its own members; None encodes them here.
 
     Raises:
-        InputError: the folder holds something else, another run is writing it, no image can be
-            read, or the members are not those of the index.
+        InputError: the folder holds something else or cannot be written, another run is writing it,
+            no image can be read, the source or the members are not those of the index, or vectors
+            are not finite or differ in width.
+        KeyboardInterrupt: the run was interrupted; the text reports the number of saved images.
     """
     with locked(folder):
         run = Run(folder, source, choices, open_members, settings or BuildSettings())
@@ -203,7 +207,7 @@ class Run:
         return False
 
     def _is_complete(self, container: Container) -> bool:
-        """Keep the rows of an unchanged container; return false for any other."""
+        """Keep the rows of an unchanged container; return false if the container must be read."""
         if self.manifest is None or self.old is None or self.settings.check_content:
             return False
         if self.manifest.complete.get(container.name) != container.state:
@@ -329,7 +333,7 @@ class Run:
         return True
 
     def _reuse(self, entries: Sequence[Entry]) -> list[Entry]:
-        """Add the entries whose content is in the index, with its vectors; return the others."""
+        """Add the entries whose content is in the index, with stored vectors; return the rest."""
         if self.old is None:
             return list(entries)
         contents = self.old.contents

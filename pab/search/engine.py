@@ -45,7 +45,8 @@ def search(
         top_k: photographs per query.
 
     Raises:
-        InputError: a score is not finite, or the encoder rejects an input.
+        InputError: a vector or a score is not finite, the encoder rejects an input, or the
+            temporary index cannot be written.
     """
     if not photos:
         return Answers(0, {}, [[] for _ in queries])

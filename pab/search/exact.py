@@ -2,8 +2,8 @@
 
 The first comparison is fast and has a bounded error. For one query and float16 rows, it is a
 product in float16, which runs at memory bandwidth; otherwise, it is a product in float32. Rows that
-may be among the first k despite the error are compared again in float64. Scores and order therefore
-do not depend on blocks, threads, or the number of queries.
+may be among the first k, given this bound, are compared again in float64. Scores and order
+therefore do not depend on blocks, threads, or the number of queries.
 
 Bounds, with unit roundoff u, for a sum of D products in any order (N. Higham, Accuracy and
 Stability of Numerical Algorithms, section 3.1)::
@@ -11,7 +11,8 @@ Stability of Numerical Algorithms, section 3.1)::
     |computed - exact| <= D u / (1 - D u) * sum |a_i q_i| <= D u / (1 - D u) * |a| |q|
 
 The float16 product accumulates in float32, then rounds to float16. PyTorch does not document this,
-so it is checked once per width. Rounding the query to float16 adds at most |a| |q - rounded q|.
+so it is checked once per width; if the check fails, the product is in float32. Rounding the query
+to float16 adds at most |a| |q - rounded q|.
 
 Shape letters: `Q` queries, `n` rows of a block or a part of it, `D` width of the vectors, `k`
 results per query, `p` pairs of a query and a row.
@@ -193,7 +194,7 @@ class _Best:
 
 @cache
 def half_is_bounded(width: int) -> bool:
-    """Return true if float16 products on this CPU stay within the bound of this module."""
+    """Return true if sampled float16 products on this CPU stay within the bound of this module."""
     made = np.random.default_rng(0)
     rows = torch.from_numpy(made.standard_normal((256, width)).astype(np.float16))
     query = torch.from_numpy(made.standard_normal(width).astype(np.float16))
@@ -224,7 +225,7 @@ def _length(rows: torch.Tensor) -> float:
 
 
 def _parts(blocks: Blocks, values: int) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yield blocks in parts of at most ``values`` numbers."""
+    """Yield blocks as tensors, in parts of at most ``values`` numbers but at least one row."""
     for first, block in blocks:
         step = max(1, values // max(1, block.shape[1]))
         for start in range(0, len(block), step):

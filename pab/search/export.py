@@ -6,8 +6,8 @@
   of Qdrant's request "create collection". Each line of the other files is the body of a request
   "upsert points" (https://api.qdrant.tech/api-reference).
 
-Both formats have one vector per member, named after the member. The id of an image is a UUID made
-from its name, so a later export replaces the images of an earlier one.
+Both formats have one vector per image and member, named after the member. The id of an image is a
+UUID made from its name, so that a database can replace the images of an earlier export.
 
 Shape letters: `n` rows of a shard, `D` width of the vectors.
 """
@@ -57,8 +57,9 @@ def export_index(index: Index, out: Path, kind: Format, names: Sequence[str] = (
         Number of images.
 
     Raises:
-        InputError: the folder is not empty or cannot be written, or a member does not exist, has
-            the name of a column or has vectors that are not of unit length.
+        InputError: the folder is not empty or cannot be written, the disk has too little free
+            space, the index cannot be read, or a member does not exist or has vectors that are not
+            of unit length. With ``lancedb``, a member may also not have the name of a column.
     """
     members = [index.member(name) for name in names] or index.members
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -165,7 +166,7 @@ def write_table(path: Path, entries: Sequence[Entry], vectors: Mapping[str, np.n
 def collection(members: Sequence[Member]) -> dict[str, Any]:
     """Return the body of Qdrant's request "create collection".
 
-    The distance is the dot product, so that scores equal those of the exact search.
+    The distance is the dot product, so that scores equal those of the exact search, up to rounding.
     """
     vectors = {
         member.name: {"size": member.width, "distance": "Dot", "datatype": member.dtype}

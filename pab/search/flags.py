@@ -62,7 +62,11 @@ class Once(argparse.Action):
         values: Any,
         option_string: str | None = None,
     ) -> None:
-        """Store the value unless an earlier flag has set it."""
+        """Store the value.
+
+        Raises:
+            InputError: an earlier flag has set a value.
+        """
         before = getattr(namespace, self.dest)
         if before is not None:
             todo = "--arch names the architecture" if self.dest == "model" else "pass it once"

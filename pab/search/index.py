@@ -8,7 +8,7 @@ manifest::
     members/NAME/img_emb/img_emb_N.npy  the same rows of each further member
     metadata/metadata_N.parquet         one row per image of shard N
 
-Shards never change. A run writes new shards, then replaces the manifest. Files that the manifest
+Shards never change. A run writes new shards, then replaces the manifest. Shards that the manifest
 does not name are ignored, and removed by the next run.
 
 Shape letters: `n` rows of a shard, `D` width of the vectors.
@@ -55,7 +55,7 @@ class Member:
     """Model whose vectors the index holds.
 
     Attributes:
-        name: name in the index, also of the folder of its vectors.
+        name: name in the index; except for the first member, also of the folder of its vectors.
         model: name of the member's entry point, for :func:`pab.search.members.read_member`.
         arguments: command-line flags that open the model.
         fingerprint: facts that the vectors depend on; see
@@ -103,7 +103,7 @@ class Manifest:
     """Contents of ``manifest.json``.
 
     Attributes:
-        source: where the images come from; see :class:`pab.search.sources.Source`.
+        source: settings of the source of the images; see :meth:`pab.search.sources.Source.facts`.
         root: absolute path of a folder; the files of the entries are relative to it.
         members: at least one.
         shards: in row order.
@@ -112,7 +112,7 @@ class Manifest:
         complete: name -> state of archives and videos that are indexed completely.
         ann: description of an approximate index, an :class:`pab.search.ann.AnnRecord`; None
             without one.
-        format, project_version: versions that wrote the index.
+        format, project_version: version of the format, and of the project that made the index.
     """
 
     source: dict[str, Any]
@@ -229,7 +229,8 @@ class Index:
         """Yield the vectors of a member as (first row, memory-mapped [n, D]), in row order.
 
         Raises:
-            InputError: a file is missing, or has another shape or type than the manifest says.
+            InputError: there is no such member, or a file is missing or damaged, or has another
+                shape or type than the manifest says.
         """
         first = 0
         for shard in self.manifest.shards:
@@ -280,7 +281,7 @@ class Index:
 
     @cached_property
     def names(self) -> np.ndarray:
-        """Names in row order, as an object array; read once, when a filter needs them."""
+        """Names in row order, as an object array; read once, when they are first needed."""
         return self.column("name")
 
     @cached_property

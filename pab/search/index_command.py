@@ -1,6 +1,6 @@
 """Index images on the command line: `python -m pab.search index`.
 
-The same command updates the index: it encodes only new and changed images. See docs/search.md.
+The same command updates the index; it then encodes only new and changed images. See docs/search.md.
 """
 
 from __future__ import annotations
@@ -179,7 +179,8 @@ def source_of(args: argparse.Namespace) -> Source:
     """Build the source from the flags.
 
     Raises:
-        InputError: a file or folder is missing, or the table's format is invalid.
+        InputError: the table, an archive or a video is missing, a folder of archives has none, or a
+            setting of the table is invalid.
     """
     if args.csv is not None:
         names = {field.name for field in fields(TableConfig)}
@@ -195,7 +196,7 @@ def source_of(args: argparse.Namespace) -> Source:
 
 
 def update_ann(out: Path, kind: Kind | None) -> None:
-    """Build the approximate index; without a kind, say so if the existing one is outdated."""
+    """Build the approximate index; without a kind, print a line if the existing one is outdated."""
     if kind is not None:
         with locked(out):
             record = build_ann(out, kind)

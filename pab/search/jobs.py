@@ -13,7 +13,7 @@ from pab.search.index import Dtype, Entry, FileState, Manifest, Unreadable
 from pab.search.members import MemberChoice
 from pab.search.sources import Container, Source
 
-BLOCK_ROWS = 1_000  # rows per block; a stopped run loses at most the block in progress
+BLOCK_ROWS = 1_000  # rows per block; without an engine, a stopped run loses at most one block
 
 
 @dataclass
@@ -51,7 +51,7 @@ class BuildSettings:
     Attributes:
         dtype: type of the stored vectors of a new index.
         block: rows per shard until the end of the run, when small shards are merged.
-        check_content: hash every file, even if its size and time are unchanged.
+        check_content: hash every image, even if its size and modification time are unchanged.
     """
 
     dtype: Dtype = "float16"

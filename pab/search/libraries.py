@@ -21,6 +21,7 @@ def library(name: str, purpose: str, extra: str = "search") -> ModuleType:
 
     Raises:
         InputError: the module is not installed; the message contains the command to install it.
+        ModuleNotFoundError: a library that the module needs is not installed.
     """
     try:
         return import_module(name)

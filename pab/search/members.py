@@ -35,7 +35,8 @@ ROUNDING = frozenset(("device", "dtype", "tf32", "deterministic"))
 def read_member(name: str, architecture: str | None, argv: list[str], *, prog: str) -> MemberConfig:
     """Parse a member's settings from a command line.
 
-    Settings for data and outputs are rejected as flags, and ignored with a notice in a config file.
+    Settings that only benchmark scoring uses, such as data and outputs, are rejected as flags, and
+    ignored with a notice in a config file.
 
     Args:
         name: name of the member.
@@ -44,7 +45,8 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
         prog: name of the command, for usage and messages.
 
     Raises:
-        InputError: an unknown or invalid setting, or a flag that only benchmark scoring has.
+        InputError: the member is unknown, a setting is unknown or invalid, or a flag is only for
+            scoring a benchmark.
     """
     # Imported here, because an update of an index that encodes nothing needs no torch.
     from pab.core.config import config_from_args
@@ -124,14 +126,14 @@ class Opened:
 def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
     """Split a command line at each ``--model NAME``.
 
-    Flags before the first ``--model`` apply to all members, and each later flag to the member
-    before it. A member is named after its model: ``MODEL``, then ``MODEL_2`` and so on.
+    Flags before the first ``--model`` apply to all members, and each later flag to the member named
+    last before it. A member is named after its model: ``MODEL``, then ``MODEL_2`` and so on.
 
     Returns:
         The members, and the flags before the first ``--model``.
 
     Raises:
-        InputError: ``--model`` without a name.
+        InputError: a ``--model`` has no name.
     """
     words: list[list[str]] = [[]]
     for word in argv:
@@ -170,7 +172,8 @@ def open_encoders(
         more: further flags for each member, such as ``--device cpu``.
 
     Raises:
-        InputError: the index has no such member, or a model is not the one that made the index.
+        InputError: the index has no such member, flags or weights are invalid, or a model is not
+            the one that made the index.
     """
     chosen = [index.member(name) for name in names] or index.members
     configs = {one.name: choice_of(one).config(prog, more) for one in chosen}

@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
-    """Reject outputs that cannot be written or would overwrite a photograph or each other."""
+    """Reject outputs that cannot be written or would overwrite a photograph or one another."""
     outputs = {"html": args.html, "json": args.json}
     check_outputs(outputs, omit="leave out --{}")
     taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}

@@ -82,9 +82,9 @@ class Previous:
         return True
 
     def keep_container(self, name: str, state: FileState) -> int:
-        """Keep all rows of a complete container; return their number.
+        """Keep the rows of a complete container; return their number.
 
-        A stopped run may have left rows of an earlier state of the container; they are dropped.
+        A stopped run may have left rows of an earlier state of the container; these are dropped.
         """
         rows = [row for row in self._containers[name] if self._times[row] == state.mtime_ns]
         self.keep[rows] = True
@@ -97,7 +97,7 @@ class Previous:
 
     @cached_property
     def hashes(self) -> np.ndarray:
-        """SHA-256 of each row's image, as hex digits."""
+        """SHA-256 of each row's image, as hex digits; None if unknown."""
         return self.index.column("sha256")
 
     @cached_property

@@ -1,9 +1,9 @@
 """Queries on a search index: vectors of texts and images, fusion of members, and results.
 
-A query combines a text, an image and unwanted texts. For a member with one vector per image, the
-query vector is the weighted sum of the parts' unit vectors, scaled to unit length. For a member
-with several vectors per image (BLIP-2), the score is the weighted mean of the parts' scores. In
-both cases, unwanted texts are subtracted.
+A query combines a text, an image and unwanted texts. For a member that compares one vector per
+image by a dot product, the query vector is the weighted sum of the parts' unit vectors, scaled to
+unit length. For any other member, such as BLIP-2 with several vectors per image, the score is the
+weighted mean of the parts' scores. In both cases, unwanted texts are subtracted.
 
 The scores of several members are scaled per query to 0..1 (min-max over all images of the index, as
 ``minmax_query`` of :mod:`ensemble.scaling`), then added with the members' weights.
@@ -171,7 +171,7 @@ class Searcher:
 
     Raises:
         InputError: a weight is negative or not finite, or names no member; all weights are 0; or
-            the member of ``ann`` has several vectors per image.
+            :func:`has_one_vector` is false for the member of ``ann``.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Searcher:
             if encoder is not None and not has_one_vector(encoder):
                 problem = f"member {ann.record.member} has several vectors per image"
                 raise InputError("--ann", problem, todo="leave it out")
-        self._longest: dict[str, float] = {}  # length of a member's longest row
+        self._longest: dict[str, float] = {}  # bound of the length of a member's longest row
         given = dict(weights or {})
         for name, weight in given.items():
             if name not in self.encoders:
@@ -216,7 +216,8 @@ class Searcher:
                 and the sum of the first scores is largest. Other places keep their order.
 
         Raises:
-            InputError: a query or a filter is invalid, or a score is not finite.
+            InputError: an argument is invalid or not supported by a member, or a score is not
+                finite.
         """
         if top_k < 1:
             raise InputError("top_k", f"must be at least 1, found {top_k}")
@@ -234,7 +235,7 @@ class Searcher:
         return [one[:top_k] for one in hits]
 
     def similar(self, row: int, top_k: int = 20, filters: Filters = EVERYTHING) -> list[Hit]:
-        """Find the images most similar to an image of the index, excluding that image.
+        """Find the other images most like a row's image, by members with one vector per image.
 
         Raises:
             InputError: ``top_k`` or a filter is invalid, or no member has one vector per image.

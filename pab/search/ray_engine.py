@@ -1,9 +1,9 @@
 """Encode an index on many processes or machines with Ray Data.
 
 Each worker is a Ray actor with the models in memory. By default, there is one per GPU, or one per
-core without GPUs. A worker itself reads images and writes vectors, so the images and the index must
-be on a file system that all machines share, at the same paths. Ray restarts a lost worker and
-repeats the parts that it was encoding.
+core without GPUs, but at most one per part. A worker itself reads images and writes vectors, so the
+images and the index must be on a file system that all machines share, at the same paths. Ray
+restarts a lost worker and repeats the parts that it was encoding.
 
 Ray's documentation: https://docs.ray.io/en/latest/data/batch_inference.html
 """
@@ -55,7 +55,7 @@ class RayEngine:
 
         Raises:
             InputError: Ray is not installed or not reachable, the number of workers is invalid, or
-                a worker has invalid models, files or another version of this project.
+                a worker finds invalid models or files, or runs another version of this project.
         """
         with connected(self.address) as ray:
             share = share_of(ray.cluster_resources(), self.workers, len(tasks))
@@ -93,6 +93,8 @@ def ray_library(name: str) -> Any:
 def connected(address: str | None) -> Iterator[Any]:
     """Connect to Ray, or start it on this machine without a dashboard; yield the module ``ray``.
 
+    The connection of a program that has already called ``ray.init`` is used, and stays open.
+
     Raises:
         InputError: Ray is not installed or cannot start, or there is no cluster at the address.
     """
@@ -119,8 +121,10 @@ def connected(address: str | None) -> Iterator[Any]:
 def check_reachable(address: str) -> None:
     """Try to connect to HOST:PORT once, because Ray itself would try for minutes.
 
+    Addresses of other forms, such as ``auto``, are not checked.
+
     Raises:
-        OSError: nothing listens at the address.
+        OSError: the connection fails.
     """
     host, _, port = address.rpartition(":")
     if host and port.isdigit() and "/" not in host:
@@ -144,7 +148,8 @@ def share_of(resources: dict[str, float], workers: int | None, tasks: int) -> Sh
         tasks: number of tasks; at most as many workers are started.
 
     Raises:
-        InputError: ``workers`` is below 1, or above the number of GPUs (or cores without GPUs).
+        InputError: ``workers`` is below 1, or above the number of GPUs (or cores without GPUs), or
+            the cluster has neither.
     """
     cores, gpus = int(resources.get("CPU", 0)), int(resources.get("GPU", 0))
     most = gpus or cores

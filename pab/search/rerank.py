@@ -47,7 +47,8 @@ def open_reranker(name: str, **settings: Any) -> Reranker:
         settings: settings that override the file, such as ``device``.
 
     Raises:
-        InputError: there is no such reranker, or its settings or weights are invalid.
+        InputError: there is no such reranker, its class cannot be imported, or its settings or
+            weights are invalid.
     """
     named = name in members()
     if not named and not Path(name).suffix:

@@ -47,7 +47,7 @@ def as_plain(
 
 
 def hit_as_plain(rank: int, hit: Hit) -> dict[str, Any]:
-    """Convert a result to plain values for JSON, with time stamp and reranker's score if known."""
+    """Convert a result to plain values for JSON; unknown times and reranker scores are left out."""
     found: dict[str, Any] = {
         "rank": rank, "path": hit.name, "score": hit.score, "scores": dict(hit.scores),
     }  # fmt: skip
@@ -79,7 +79,7 @@ def unreadable_file(json: Path | None, html: Path | None) -> Path:
 def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
     """Write one line per image: name and problem, separated by a tab.
 
-    If all images are readable, remove the list of an earlier search.
+    If all images are readable, remove the list of an earlier run.
 
     Raises:
         InputError: the file cannot be written or removed.

@@ -1,7 +1,8 @@
 """Sources of images to index: a folder, a table, WebDataset archives, or videos.
 
 A source lists plain files at once. Archives and videos are containers: their images are listed when
-the container is opened. Every name is relative to the source and keeps its extension.
+the container is opened. Every name begins with a file's path relative to the source, with its
+extension.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ class Container(ABC):
             unreadable: receives the problem of each image that cannot be used, by full name.
 
         Raises:
-            InputError: the file is damaged; images before the damage are yielded first.
+            InputError: the file cannot be read or is damaged; images before the damage are yielded
+                first.
         """
 
 
@@ -184,8 +186,8 @@ class TableSource(Source):
         """See :class:`Source`; several captions of an image are joined, one per line.
 
         Raises:
-            InputError: some rows are invalid, for example because a path leaves the folder; the
-                error counts them.
+            InputError: the table cannot be read or has no images, or some rows are invalid, for
+                example because a path leaves the folder; the error counts such rows.
         """
         bad, captions = BadLines(), dict[str, list[str]]()
         for row in captioned_images(absolute(self.table), self.root, self.columns, bad):
@@ -295,7 +297,7 @@ def load_picture(entry: Entry) -> Image.Image:
 
 
 def with_content(entry: Entry) -> Entry:
-    """Return the entry of a plain file with its SHA-256 and its size in pixels.
+    """Return the entry of a plain file with its SHA-256, and its size in pixels if known.
 
     Raises:
         InputError: the file cannot be read.

@@ -1,4 +1,4 @@
-"""Check query texts; define the default number of results of all search commands."""
+"""Check query texts; define the default number of results on the command line."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """Read frames of videos with PyAV, with exact time stamps.
 
 A time stamp is the presentation time of a frame, in seconds from the first frame of the video. It
-comes from the file, so it is right even for a variable frame rate.
+comes from the file, so it is right even for a variable frame rate. Only if the file has none, it is
+computed from the average frame rate, with a notice.
 """
 
 from __future__ import annotations
@@ -61,8 +62,8 @@ def sampled_frames(path: Path, every_s: float, *, distinct: bool = False) -> Ite
         distinct: skip a frame that is nearly identical to the last one that was yielded.
 
     Raises:
-        InputError: the file is not a video, or is damaged; frames before the damage are yielded
-            first.
+        InputError: PyAV is not installed, or the file is not a video or is damaged; frames before
+            the damage are yielded first.
     """
     interval, due = Fraction(str(every_s)), Fraction(0)
     last: np.ndarray | None = None
@@ -86,7 +87,7 @@ def frame_at(path: Path, time_s: float) -> Image.Image:
     """Decode the frame at a time stamp, as an upright RGB image.
 
     Raises:
-        InputError: the file cannot be decoded, or has no such frame.
+        InputError: PyAV is not installed, or the file cannot be decoded or has no such frame.
     """
     target = Fraction(time_s)
     for frames in (_frames_near(path, target), _decoded(path)):  # some files are not seekable
@@ -99,7 +100,7 @@ def frame_at(path: Path, time_s: float) -> Image.Image:
 
 
 def _frames_near(path: Path, target: Fraction) -> Iterator[tuple[Fraction, Any]]:
-    """Yield the frames from the last seek point before a time; nothing if it cannot seek."""
+    """Yield the frames from the last seek point before a time; nothing if seeking fails."""
     av = library("av", "videos")
     with _opened(path) as (container, stream):
         first = next(_times(container, stream, path), None)
@@ -161,7 +162,7 @@ def _explained(path: Path) -> Iterator[None]:
 def _times(
     container: Any, stream: Any, path: Path, start: int | None = None
 ) -> Iterator[tuple[Fraction, Any]]:
-    """Yield frames in order of time, from the first frame (or the pts ``start``) at time 0."""
+    """Yield frames in order of time; the first frame, or the pts ``start``, has time 0."""
     frames, number, last = iter(container.decode(stream)), 0, Fraction(-1)
     while True:
         with _explained(path):

@@ -36,8 +36,9 @@ def encode_part(
             ``keep`` marks are overwritten.
 
     Raises:
-        InputError: a vector is not finite or has the wrong width, or the folder cannot be written.
-            Unreadable images and damaged containers are recorded in the part instead.
+        InputError: a vector is not finite or has the wrong width, or files of an index cannot be
+            read or written. Unreadable images and damaged containers are recorded in the part
+            instead.
     """
     folder = job.folder / f"{number}_{uuid4().hex}"
     run = Run(folder, job.source, job.choices, lambda: members, job.settings)

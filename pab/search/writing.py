@@ -164,7 +164,7 @@ def move_shards(source: Path, folder: Path, manifest: Manifest, part: Manifest) 
 
 
 def is_temporary(path: Path) -> bool:
-    """Return whether a path is a temporary file of :func:`atomic_path`."""
+    """Return whether a path has the form of a temporary file of :func:`atomic_path`."""
     return path.name.startswith(".") and path.name.endswith(".tmp")
 
 

@@ -91,7 +91,7 @@ def create_app(
 
 
 def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> None:
-    # Describes the token for OpenAPI; the guard checks it.
+    # This describes the token for OpenAPI; the guard checks the token.
     token = [Security(HTTPBearer(auto_error=False))]
 
     def route(path: str, method: str = "GET", **options: Any) -> Callable[[Any], Any]:
@@ -223,7 +223,7 @@ async def _query_of(request: Request) -> tuple[SearchRequest, bytes | None]:
     """Read a query as JSON, or as a form with a file.
 
     Raises:
-        HTTPException: the body is of another type, or the file is too large.
+        HTTPException: the body has another type or is a malformed form, or the file is too large.
         QueryError: the fields are invalid.
     """
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()

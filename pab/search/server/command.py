@@ -53,7 +53,8 @@ def main(argv: Sequence[str]) -> None:
     """Parse the command line, load the index and the models, and serve until Ctrl-C.
 
     Raises:
-        InputError: a flag is invalid, the port is in use, or the index cannot be used.
+        InputError: a flag is invalid, a library is not installed, the address or the port cannot be
+            used, or the index or a model cannot be used.
     """
     args = build_parser().parse_args(list(argv))
     library("pyarrow.parquet", "search indexes")
@@ -94,7 +95,7 @@ def main(argv: Sequence[str]) -> None:
     if not index.rows:
         raise InputError(args.index, "expected an index with images, found none")
     listening = listen(args.host, args.port)
-    # A query has few images. A process with threads should also not fork loader processes.
+    # A query has few images, and a process with threads should not fork loader processes.
     settings = {"num_workers": 0, **({} if args.device is None else {"device": args.device})}
     more = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     reranker = open_reranker(args.rerank, **settings) if args.rerank else None

@@ -25,7 +25,7 @@ class Connection(H11Protocol):
         self._unread_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse the connection if there are too many."""
+        """Refuse the connection if there are too many; otherwise start the timer."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             transport.write(_FULL)
@@ -39,7 +39,7 @@ class Connection(H11Protocol):
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        """Start the timer at the first byte of a request, and stop it at the end of its header."""
+        """Stop the timer at the end of a header, and start it at the first byte of the next one."""
         super().data_received(data)
         self._watch()
 

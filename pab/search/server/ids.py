@@ -29,7 +29,7 @@ def _hash(name: str) -> int:
 
 
 class Ids:
-    """Find the rows of an index by image ids, even those of an earlier state of the index."""
+    """Find the rows of an index by image ids, even by ids of an earlier state of the index."""
 
     def __init__(self, index: Index) -> None:
         self.index = index
@@ -50,7 +50,7 @@ class Ids:
 
     @cached_property
     def _moved(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all names, ascending, and their rows; computed for the first id that has moved.
+        """Hashes of all names, ascending, and their rows; computed once an id does not fit its row.
 
         Computing them takes about one second and 16 MB per million images.
         """

@@ -4,7 +4,7 @@
 ``pairs``: one line per image and text, for tuning; the lines of an image with several texts have
 the ids ``ID#0``, ``ID#1``, ... (see :attr:`pab.data.records.TrainPair.captioned_image`).
 
-A line lists the images that were marked wrong for its texts in the field ``wrong``. The readers
+In the field ``wrong``, a line lists the images that were marked wrong for its texts. The readers
 ignore this field with a notice. A text without a right image has no line.
 """
 

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 from pab.search.server.ids import IMAGE_ID
 
 LONGEST_TEXT = 2_000  # characters; the tokenizers use far fewer
-LONGEST_NAME = 4_096  # characters of a path on Linux
+LONGEST_NAME = 4_096  # characters; Linux allows as many bytes in a path
 MOST_MINUS = 8
 MOST_RESULTS = 100  # per request
 DEEPEST = 10_000  # results of a query, over all requests

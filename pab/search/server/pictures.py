@@ -1,7 +1,7 @@
 """Decode pictures in other processes, with limits of time and memory.
 
-A damaged or hostile file can then neither stop the server nor exhaust its memory: the process that
-decodes the file is ended, and the next picture gets a new process.
+A damaged or hostile file can then neither stop the server nor exhaust its memory. A process that
+exceeds the time limit or fails is ended, and a later picture gets a new process.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class DecodeUpload(Job):
 
 @dataclass(frozen=True)
 class MakeJpeg(Job):
-    """Read an image of the index, reduce its longer side to ``side`` pixels, and encode a JPEG."""
+    """Read an image of the index, reduce its sides to at most ``side`` px, and encode a JPEG."""
 
     entry: Entry
     side: int
@@ -105,6 +105,7 @@ class Decoders:
 
         Raises:
             InputError: the picture cannot be decoded, or not within the limits.
+            RuntimeError: a new process did not start in time.
         """
         try:
             worker = self._idle.get_nowait()
@@ -144,7 +145,11 @@ class _Worker:
             raise RuntimeError(f"a decoding process did not start within {START_S:.0f} s")
 
     def run(self, job: Job, limit_s: float) -> Any:
-        """Send a job and wait for its result, which may be an :class:`InputError`."""
+        """Send a job and wait for its result, which may be an :class:`InputError`.
+
+        Raises:
+            InputError: the time is over, or the process has ended.
+        """
         try:
             self.connection.send(job)
             if not self.connection.poll(limit_s):

@@ -1,7 +1,7 @@
 """Compute the symmetric InfoNCE loss, at once or in chunks with the exact gradient.
 
-Shape letters: `B` batch, `b` rows of a chunk, `K` vectors per image (BLIP-2's query tokens,
-otherwise 1), `D` their width.
+Shape letters: `B` pairs of a batch, `b` pairs of a chunk, `K` vectors per image (BLIP-2's query
+tokens, otherwise 1), `D` their width.
 
 Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
 2021 (arXiv 2101.06983).

@@ -1,7 +1,7 @@
 """Check that all processes start from the same settings and the same checkpoint.
 
-Each process reads its own disk. Without these checks, machines that share no folder, or that were
-started with different commands, would train different runs together without an error.
+Each process reads the files of its machine. Without these checks, machines that share no folder, or
+that were started with different commands, would train different runs together without an error.
 """
 
 from __future__ import annotations

@@ -87,10 +87,10 @@ def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Restore the random state of a chunk's first pass inside the block, so that its draws repeat.
+    """Restore the random state of a chunk's first pass inside the block, to repeat its draws.
 
-    The current state returns afterwards. CUDA's generators keep their seed and offset on the host,
-    so no device is read.
+    The state before the block is restored afterwards. CUDA's generators keep their seed and offset
+    on the host, so no device is read.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -148,7 +148,7 @@ class Service:
     # --------------------------------------------------------------------------------- searching
 
     def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
-        """Answer a query; ``upload`` is an image file that belongs to it.
+        """Answer a query; ``upload`` is the content of an image file that belongs to it.
 
         Raises:
             QueryError: the query is invalid, its upload cannot be decoded, or re-ranking fails.

@@ -55,9 +55,9 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
     decoding a million images would take hours.
 
     Raises:
-        InputError: an output folder or TensorBoard cannot be used, data or training images are
-            missing, lines are invalid and not skipped, no training pairs remain, a validation image
-            is unreadable, or machines have different pairs. All processes raise the same error.
+        InputError: an output folder or TensorBoard cannot be used; data or training images are
+            missing; lines are invalid and not skipped; no training pairs remain; a validation image
+            is unreadable; or machines have different pairs. All processes raise the same error.
     """
     processes.on_main(partial(check_run_folders, config))
     pairs = processes.on_all(partial(_open_pairs, config))

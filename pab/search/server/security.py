@@ -1,9 +1,9 @@
 """Check every request before the application sees it.
 
-The checks are: the length of the address and of the headers, the characters of the path, host and
-origin (against pages of other sites that a browser has open), the token, and the size and duration
-of the body. Headers of the responses stop a browser from loading or using what the page does not
-need.
+The checks concern the length of the address and of the headers, the characters of the path, host,
+origin and token, and the size and duration of the body. Host and origin protect against pages of
+other sites that a browser has open. Headers of the responses stop a browser from loading or using
+what the page does not need.
 """
 
 from __future__ import annotations

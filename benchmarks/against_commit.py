@@ -1,14 +1,15 @@
 """Compare the CPU speed of two commits: `python benchmarks/against_commit.py --base COMMIT`.
 
-Checks both commits out into temporary worktrees and runs each one's own benchmarks in the installed
-environment. Two processes take turns: after each timed run of one, the other runs, so that other
-work on the machine slows both alike. Prints the ratio of the shortest times, new commit over base,
-and the median of the ratios of consecutive runs. A row is named after the function that measures,
-with a number per measurement. The rows ``product_rate`` time the same matrix product in both
-commits, so they show the noise. The limit is a ratio of 1.03.
+Checks out both commits into temporary worktrees, and runs the benchmarks of each commit in the
+installed environment. Two processes take turns: after each timed run of one, the other runs, so
+that other work on the machine slows both alike. Prints the ratio of the shortest times, new commit
+over base, and the median of the ratios of consecutive runs. A row is named after the function that
+measures, with a number per measurement. The rows ``product_rate`` time the same matrix product in
+both commits, so they show the noise. Rows whose ratio of the shortest times exceeds 1.03 are marked
+with OVER.
 
-Benchmarks that time whole processes (`fusion` and those below it in the list) run alternately as a
-whole. For them, the ratio is of the seconds that they print.
+Benchmarks that time whole commands (``WHOLE``) run alternately from start to end. Their ratios
+compare the seconds that they print.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ WHOLE = {
     "training_set_memory": "--pairs 200000",
     "image_check": "--out {folder}/tree",
 }
-SECONDS = re.compile(r"^(.*?)(\d+(?:\.\d+)?) s\b", re.MULTILINE)  # the first time of a line
+SECONDS = re.compile(r"^(.*?)(\d+(?:\.\d+)?) s\b", re.MULTILINE)  # the first duration in a line
 Times = dict[str, list[float]]
 
 
@@ -75,9 +76,9 @@ def start(tree: Path, command: list[str], **pipes: Any) -> subprocess.Popen[str]
 def run_in_turns(script: Path, turn: IO[str], done: IO[str]) -> None:
     """Run a benchmark that waits for its turn after each timed run (in a child process).
 
-    Reads a line from `turn` when it may go on, and writes a JSON object with the name and the
-    seconds of a timed run to `done`. The name is the function that asked for the time, and the
-    number of times it has asked.
+    After each timed run, a JSON object with its name and its seconds is written to `done`. The
+    benchmark then waits for a line from `turn`. The name consists of the function that measures,
+    and the number of its measurements so far.
     """
     calls: dict[str, int] = defaultdict(int)
 
@@ -95,7 +96,7 @@ def run_in_turns(script: Path, turn: IO[str], done: IO[str]) -> None:
             turn.readline()
         return min(times)
 
-    # The benchmark imports the module `machine` of its own commit, which lies first on the path.
+    # The benchmark imports the module changed here: its own commit's, which is first on the path.
     machine.best_seconds = best_seconds
     turn.readline()
     runpy.run_path(str(script), run_name="__main__")
@@ -128,7 +129,7 @@ def take_turns(trees: list[Path], name: str, flags: str) -> list[Times]:
 
 
 def alternate(trees: list[Path], name: str, flags: str, repeats: int) -> list[Times]:
-    """Run a benchmark of two worktrees alternately as a whole; return the seconds it printed."""
+    """Run a whole benchmark of two worktrees alternately; return the seconds that it prints."""
     times, names = [Times(), Times()], list[str]()
     for repeat in range(repeats):
         for number in (0, 1) if repeat % 2 == 0 else (1, 0):
@@ -186,7 +187,7 @@ if __name__ == "__main__":
     if sys.argv[1:2] == ["--turns"]:
         script = Path(sys.argv[2])
         sys.argv = sys.argv[2:]
-        # The parent reads the timed runs from stdout; the benchmark's own lines go nowhere.
+        # The parent reads the timed runs from stdout; the benchmark's own output is discarded.
         done, sys.stdout = sys.stdout, Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         run_in_turns(script, sys.stdin, done)
     else:

@@ -4,8 +4,8 @@ Ridge regression, fitted on the training pairs, maps colour histograms on a grid
 the bag of words of the caption. A query's score for an image is the cosine of the query's bag of
 words and the predicted bag. Two bags are compared: words for colours and scenes, and all words (the
 strongest linear baseline found). For each bag, the grid, the ridge strength and the colour balance
-are chosen by R@1 on training videos that the fit does not use. Each bag is scored once on the test
-split.
+are chosen by R@1 on training videos that the fit does not use. The chosen regression is fitted
+again on all training pairs, and scored once on the test split.
 
     python benchmarks/bag_of_words.py --data data/mini
 

@@ -90,7 +90,7 @@ def blip2_ways() -> tuple[nn.Module, Ways, Ways, int]:
 
 
 def as_the_library_has_it(model: Model) -> Model:
-    """Copy a model, with OpenCLIP's original blocks."""
+    """Copy a model, and replace our blocks in the copy with OpenCLIP's."""
     copied = copy.deepcopy(model)
     for module in copied.modules():
         module.__class__ = ORIGINALS.get(type(module), type(module))

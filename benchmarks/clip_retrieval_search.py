@@ -1,8 +1,8 @@
 """Build and search an index with clip-retrieval's own code; run by `search_speed.py --peers`.
 
-It runs in clip-retrieval's environment, without this project. The folder contains `img_emb`,
-`metadata`, `query.npy` (float32 [1, D]) and `right.npy` (int64 [k], the rows that exact search
-returns).
+It runs in clip-retrieval's environment, without this project. The arguments are a folder and the
+number of threads. The folder contains `img_emb`, `metadata`, `query.npy` (float32 [1, D]) and
+`right.npy` (int64 [k], the rows that exact search returns).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ REPEATS = 15
 
 def main(folder: Path, threads: int) -> None:
     # The package's __init__ imports the models. An empty package object replaces it, so that only
-    # the modules below are imported, as installed.
+    # the installed modules named below are imported.
     spec = importlib.util.find_spec("clip_retrieval")
     if spec is None or spec.submodule_search_locations is None:
         raise SystemExit(f"{sys.executable}: clip_retrieval is not installed")

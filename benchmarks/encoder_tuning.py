@@ -24,7 +24,7 @@ WAYS = {
 
 
 def tuned(out: Path, *flags: str) -> tuple[Path, mini.Evaluation]:
-    """Train a model; return the best weights on the validation split, and their test metrics."""
+    """Train a model unless it exists; return its best weights in validation and test metrics."""
     if not (out / mini.FINAL).is_file():
         mini.run_script("finetune_clip", [*flags, "--output_dir", str(out)])
     weights = out / mini.BEST

@@ -10,9 +10,9 @@ Compares, for each model's preprocessing and synthetic photographs of two sizes,
 
 Prints images per second of processor time. Every repeat measures all four variants, and the best
 time of each is used. The time of a worker includes the transfer of its batches, but not the start
-of its process. "busy" is the part of the wall time in which the worker runs or waits for a core; at
-100 % it never waits for another process. The normalization on the device is not included; its time
-on this CPU is printed separately.
+of its process. "busy" is the share of the wall time in which the worker runs or waits for a core;
+at 100 %, it never waits for a disk or for another process. The normalization on the device is not
+included in "feed"; its time on this CPU is printed separately.
 """
 
 from __future__ import annotations

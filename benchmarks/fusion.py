@@ -4,8 +4,8 @@ Fuses four members of 1,978 queries x 36,773 images with `ensemble.run` (load, s
 write). The baseline loads and scales all members, sums them with weights, and applies
 `torch.argsort` to the whole matrix. Each variant runs in its own process; both lists must be equal.
 `--assignment` also measures a fusion with assignment decoding. `--wide` also measures matrices of
-200 x 100,000 and 200 x 1,000,000: the second should need ten times the time, and no more anonymous
-memory.
+200 x 100,000 and 200 x 1,000,000: the second should need ten times the time of the first, and no
+more anonymous memory.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ RUNNING_WEIGHTS = {"uit": 0.925, "blip2": 0.9, "clip": 0.9}
 
 
 def make_members(folder: Path, queries: int, images: int) -> list[Path]:
-    """Write synthetic score files that are correlated: the sum of common and individual noise."""
+    """Write correlated score files, the sums of common and individual noise, unless they exist."""
     print(f"four members of {queries} x {images}")
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}_{queries}x{images}.pt" for name in FLAGS]

@@ -2,10 +2,10 @@
 
     python benchmarks/image_check.py --out /tmp/tree      # creates 75 shards of 13,515 empty files
 
-The tree has 225 folders and 1,013,625 files. Prints the CPU time of each step and the peak memory
-so far: opening the set, listing its images, the check, and single look-ups. The first opening
-builds the index, which also stores the list of images. First-time figures include reads that miss
-the disk cache.
+The tree has 225 image folders and 1,013,625 images. Prints the CPU time of several operations, and
+the peak memory so far: opening the set, listing its images, the check, and single look-ups. The
+first opening builds the index, which also stores the list of images. First-time figures include
+reads that miss the disk cache.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
 """Estimate bytes, hours and price of large search indexes: `python benchmarks/index_cost.py`.
 
 Nothing is measured. Operations are the multiplications and additions of matrix products,
-convolutions and attention. They are counted in a forward pass of OpenCLIP's and Qwen3-VL's own code
-on tensors without values; for BEiT-3, a formula gives them. Hours assume a share of a card's dense
-bf16 rate, as in docs/reproduce.md. Prices are examples; --price sets others.
+convolutions and attention. They are counted in a forward pass of this project's CLIP and of
+transformers' Qwen3-VL, on tensors without values; for BEiT-3, a formula gives them. Hours assume a
+share of a card's dense bf16 rate, as in docs/reproduce.md. Prices are examples; --price sets
+others.
 
     hours = images x operations per image / (share x rate of the card)
     price = hours x price per hour
@@ -44,7 +45,7 @@ class Model(NamedTuple):
 
 
 def clip(name: str) -> Model:
-    """Count the operations of OpenCLIP's image encoder."""
+    """Count the operations of CLIP's image encoder, whose last block reads only its class token."""
     counted = FlopCounterMode(display=False)
     model = build(name).eval()
     side = model.visual.image_size[0]  # type: ignore[union-attr, index]

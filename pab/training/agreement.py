@@ -1,7 +1,7 @@
 """Check that all processes start from the same settings and the same checkpoint.
 
-Each process reads its own disk. Without these checks, machines that share no folder, or that were
-started with different commands, would train different runs together without an error.
+Each process reads the files of its machine. Without these checks, machines that share no folder, or
+that were started with different commands, would train different runs together without an error.
 """
 
 from __future__ import annotations
@@ -27,20 +27,22 @@ from pab.training.resume import (
     resumable_files,
 )
 
-# Settings that may differ between machines; the content of files is compared instead.
+# Settings that may differ between machines; training pairs and checkpoints are compared by content.
 _MACHINE_SETTINGS = frozenset(("data_path", "cache_dir", "output_dir", "log_dir", "num_workers"))
 
 
 def check_equal_settings(config: TrainingConfig, files: Mapping[str, ContentHash]) -> None:
     """Check that all processes were started with the same settings.
 
+    Paths and the number of workers may differ.
+
     Args:
         config: settings of this process.
         files: settings that name files, which :func:`pab.training.resume.identify` compares.
 
     Raises:
-        InputError: a setting differs; raised in every process, with the setting, its values and the
-            hosts.
+        InputError: a setting differs; raised in every process, with the first such setting, its
+            values, the processes and the hosts.
     """
     values = {
         f"--{name}": "a file" if name in files else str(value)
@@ -58,7 +60,7 @@ def same_resume_point(config: TrainingConfig, point: ResumePoint | None) -> Resu
         point: checkpoint that rank 0 has found; None for a new run.
 
     Returns:
-        The checkpoint, with the path in this process's ``--output_dir``.
+        The checkpoint, with the path in this process's ``--output_dir``; None for a new run.
 
     Raises:
         InputError: files differ, are missing or are damaged; raised in every process.

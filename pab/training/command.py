@@ -27,14 +27,19 @@ def training_command(
     prog: str,
     debug_config: str | None = None,
 ) -> None:
-    """Parse a command line, run the recipe, and always leave the process group.
+    """Parse a command line, run the recipe, and leave the process group.
+
+    See :func:`pab.core.processes.leaving_together` for the end of the run, also after an error.
 
     Args:
         cls: dataclass of the recipe's settings.
         train: recipe; called with the settings and the full command line.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
-        prog: name of the command, for usage and messages.
+        prog: name of the command, for usage, messages and the recorded command line.
         debug_config: config that ``--debug`` selects; None omits the flag.
+
+    Raises:
+        InputError: a setting is invalid, the device cannot be used, or the recipe raises it.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     config, _ = config_from_args(

@@ -1,7 +1,7 @@
 """Compute the symmetric InfoNCE loss, at once or in chunks with the exact gradient.
 
-Shape letters: `B` batch, `b` rows of a chunk, `K` vectors per image (BLIP-2's query tokens,
-otherwise 1), `D` their width.
+Shape letters: `B` pairs of a batch, `b` pairs of a chunk, `K` vectors per image (BLIP-2's query
+tokens, otherwise 1), `D` their width.
 
 Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
 2021 (arXiv 2101.06983).
@@ -87,10 +87,10 @@ def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
 
 
 class _Replay:
-    """Restore the random state of a chunk's first pass inside the block, so that its draws repeat.
+    """Restore the random state of a chunk's first pass inside the block, to repeat its draws.
 
-    The current state returns afterwards. CUDA's generators keep their seed and offset on the host,
-    so no device is read.
+    The state before the block is restored afterwards. CUDA's generators keep their seed and offset
+    on the host, so no device is read.
     """
 
     def __init__(self, device: torch.device) -> None:

@@ -55,9 +55,9 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
     decoding a million images would take hours.
 
     Raises:
-        InputError: an output folder is not writable, data or training images are missing, lines are
-            invalid, a validation image is unreadable, or machines have different pairs. All
-            processes raise the same error.
+        InputError: an output folder or TensorBoard cannot be used; data or training images are
+            missing; lines are invalid and not skipped; no training pairs remain; a validation image
+            is unreadable; or machines have different pairs. All processes raise the same error.
     """
     processes.on_main(partial(check_run_folders, config))
     pairs = processes.on_all(partial(_open_pairs, config))
@@ -82,7 +82,7 @@ def _open_pairs(config: TrainingConfig) -> TrainingSet:
 
 
 def _training_images(pairs: TrainingSet, val_rows: np.ndarray) -> list[Path]:
-    """Check that this machine has all images; return the paths of the validation images."""
+    """Check, once per machine, that all images exist; return the paths of validation images."""
     if processes.first_on_machine():
         check_images_are_there(pairs)
     return [pairs.image_path(pairs[int(i)]) for i in val_rows]
@@ -107,10 +107,11 @@ def training_sources(config: TrainingConfig) -> list[Path] | None:
 
 
 def check_images_are_there(pairs: TrainingSet) -> None:
-    """Check that the image file of every pair exists, by listing each folder once.
+    """Check that the image file of every pair exists, by listing the folders.
 
     Raises:
-        InputError: images are missing; the message counts them and names up to twenty.
+        InputError: images are missing; the message counts them and names up to twenty. Or an image
+            has several variants (:mod:`pab.data.image_paths`).
     """
     missing = pairs.missing_images()
     if not missing:
@@ -129,7 +130,8 @@ def training_shards(config: TrainingConfig) -> list[Path]:
     """List the annotation files of ``train_shards``, or of all shards.
 
     Raises:
-        InputError: the data root or a named shard does not exist, or no shard is named.
+        InputError: the data root does not exist or has no shards, or ``train_shards`` is empty, is
+            invalid, or names shards that do not exist.
     """
     root = Path(config.data_path)
     if not root.is_dir():
@@ -191,8 +193,8 @@ class TrainingSamples(Dataset[Any], ABC):
     def __getitem__(self, key: SampleKey) -> Any:
         """Load a sample by (position in ``indices``, epoch).
 
-        An :class:`InputError` is returned, not raised, because a data loader would re-raise it with
-        the worker's traceback in the message.
+        If the line or the image cannot be read, the :class:`InputError` is returned, not raised: a
+        data loader would re-raise it with the worker's traceback in the message.
         """
         position, epoch = key
         index = int(self.indices[position])

@@ -1,8 +1,8 @@
 """Training run shared by all fine-tuning recipes: steps, validation, checkpoints, log.
 
-A recipe (`pab/training/pairs.py`, `uit/train.py`) sets up, loops over steps and saves.
-A :class:`Run` holds the model, optimizer and position. The same command, started again, resumes
-from the last checkpoint (`pab/training/resume.py`).
+A recipe (such as `pab/training/pairs.py`) creates a :class:`Run` and calls its methods in a loop
+over epochs and steps. The run holds the model, optimizer and position. The same command, started
+again, resumes from the last checkpoint (`pab/training/resume.py`).
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class Run:
         released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
         gradients: averages the gradients over processes.
-        place: position of the run: step and epoch.
-        saved_at: step of the last saved or resumed training state.
+        place: position of the run; see :class:`pab.training.resume.Position`.
+        saved_at: step of the last saved training state, or of the resumed checkpoint.
         interrupted: true after Ctrl-C; the next step then stops the run.
     """
 
@@ -110,7 +110,7 @@ class Run:
     progress: Progress = field(init=False)
 
     def __post_init__(self) -> None:
-        """Check the free disk space; create the loss scaler and the weight average.
+        """Check the free disk space; create the loss scaler and the averages of the run.
 
         Raises:
             InputError: the disk has too little space for the checkpoints.
@@ -150,16 +150,16 @@ class Run:
         self._statistics = [(buffer, buffer.clone()) for buffer in batch_statistics(self.model)]
 
     def step(self, losses: Mapping[str, Tensor]) -> None:
-        """Update the weights with the accumulated gradients, log, and save if a save is due.
+        """Update the weights with the accumulated gradients, log, and save a state if it is due.
 
-        The step is skipped if the loss or a gradient is not finite. All processes make the same
+        The update is skipped if the loss or a gradient is not finite. All processes make the same
         decision, because they see the same mean loss and gradients.
 
         Args:
             losses: ``loss`` first, and other values of this process; the log holds their means.
 
         Raises:
-            InputError: too many consecutive steps were skipped.
+            InputError: too many consecutive steps were skipped, or a state cannot be written.
         """
         if self.interrupted:
             raise KeyboardInterrupt
@@ -204,7 +204,7 @@ class Run:
         config, step, (total, in_row) = self.config, self.place.step, self.place.skipped
         self.log.count_skipped(total)
         write_line(f"step {step} skipped, {in_row} in a row, {total} in all: {problem}")
-        # In fp16, the scaler also skips steps while it searches for a scale, so allow more steps.
+        # In fp16, steps are also skipped while the scaler searches for a scale, so allow more.
         scaling = self.scaler.is_enabled()
         limit = max(config.max_skipped_steps, SCALE_SEARCH) if scaling else config.max_skipped_steps
         if in_row >= limit:
@@ -273,7 +273,7 @@ class Run:
         self.save_state()
 
     def save(self, name: str, figures: Mapping[str, object]) -> None:
-        """Write the weights under the key ``model``; averaged weights if the run has an average."""
+        """Write the weights in rank 0 (averaged with ``--ema_decay``), unless saving is off."""
         if not (processes.is_main() and self.config.save_ckpt):
             return
         with self.averaged():
@@ -303,7 +303,7 @@ class Run:
         """Restore the checkpoint, if any: a whole training state, or weights and position only.
 
         Raises:
-            InputError: another number of processes wrote the state, or its tensors do not fit.
+            InputError: it cannot be read or does not fit the model or the number of processes.
         """
         point, model = self.setup.resume, self.model
         if point is None:
@@ -338,7 +338,7 @@ class Run:
         """Write the log and show the progress inside the block; on Ctrl-C, report how to resume.
 
         Raises:
-            InputError: the output folder is not writable, or holds a log that cannot be read.
+            InputError: the output folder is not writable, or its earlier record cannot be read.
         """
         config, setup, resume = self.config, self.setup, self.setup.resume
         total = config.epochs * self.steps
@@ -389,7 +389,7 @@ class Run:
             )
 
     def _interrupted(self) -> str:
-        """Report which state is saved and how to resume."""
+        """Describe which state is saved, and how to resume from it."""
         stopped = f"interrupted after step {self.place.step}"
         if not self.config.save_ckpt:
             return f"{stopped}: nothing is saved (--no_save_ckpt)"
@@ -430,12 +430,12 @@ def command_line(program: str, **flags: object) -> str:
 
 
 def _quality(figures: Mapping[str, float]) -> float:
-    """Return the value by which epochs are compared: R@1, with mAP as the tie-breaker."""
+    """Return the value by which epochs are compared: R@1, plus a little mAP to break ties."""
     return figures["R@1"] + 1e-3 * figures["mAP"]
 
 
 def _test_of(config: TrainingConfig) -> str:
-    """Return the flag for the labelled test set; without this set, a placeholder or nothing."""
+    """Return the flag for the labelled test set; without it, a placeholder for own data."""
     test = labelled_test(config.data_path)
     if test.is_file():
         return " " + command_line("", annotation=test).strip()

@@ -1,6 +1,7 @@
-"""Optimizer: layer-wise learning-rate decay, schedule, EMA, and skipping of non-finite steps.
+"""Optimizer: layer-wise learning-rate decay, schedule, weight average (EMA), and update.
 
-The model defines which parameters have no weight decay, and the layer of each parameter.
+An update is skipped if the loss or the gradient norm is not finite. The model defines which
+parameters have no weight decay, and the layer of each parameter.
 """
 
 from __future__ import annotations
@@ -91,9 +92,9 @@ def warmup_cosine(
 ) -> list[float]:
     """Compute the learning rate of each step: linear warm-up, then half a cosine.
 
-    Step 0 has ``start_lr``, and step ``warmup_steps - 1`` has ``base_lr``. The cosine starts at
-    ``base_lr``, too, and would reach ``min_lr`` at step ``total_steps``. With ``warmup_steps=1``,
-    step 0 has ``start_lr``.
+    The warm-up is linear from ``start_lr`` at step 0 to ``base_lr`` at step ``warmup_steps - 1``.
+    With ``warmup_steps=1``, step 0 has ``start_lr``. The cosine starts at ``base_lr``, too, and
+    would reach ``min_lr`` at step ``total_steps``.
 
     Returns:
         ``total_steps`` learning rates.
@@ -140,17 +141,20 @@ def clip_and_step(
 ) -> StepOutcome:
     """Clip the gradients if ``max_norm`` is set, and step; call after the backward pass.
 
-    The host reads the device once, for the figures and the gradient norm together.
+    The host reads the device once, for the figures and the gradient norm together; if the step is
+    skipped, it reads it again for the report.
 
-    For every dtype, the step is skipped if the loss or a gradient is not finite: weights and
-    optimizer state stay unchanged. An active loss scaler (float16) then halves its scale.
+    For every dtype, the step is skipped if the loss or the gradient norm is not finite: weights and
+    optimizer state stay unchanged. If a gradient is not finite, an active loss scaler (float16)
+    halves its scale.
 
     Args:
         optimizer: optimizer whose groups have ``names``.
-        figures: unscaled loss of this step, a scalar; or [F], the loss and other figures.
+        figures: unscaled loss of this step, a scalar; or [F], the loss and other figures; with
+            ``gradients``, the result of its ``finish``.
         max_norm: maximum total norm of all gradients; None disables clipping.
         scaler: scaler that scaled the loss before the backward pass; None without scaling.
-        gradients: average over processes that returned ``figures``; None for one process.
+        gradients: average over processes that returned ``figures``; None without one.
 
     Raises:
         RuntimeError: no parameter has a gradient.
@@ -163,7 +167,7 @@ def clip_and_step(
         raise RuntimeError("no parameter has a gradient: backward was not called")
     norm = torch.nn.utils.get_total_norm(found)
     together = torch.cat([figures.detach().float().reshape(-1), norm.float().reshape(1)])
-    *values, norm_value = together.tolist()  # the only host read of a step
+    *values, norm_value = together.tolist()  # the only host read of a step that is not skipped
     if gradients is not None:
         values = gradients.without_fractions(values)
     finite = math.isfinite(values[0]) and math.isfinite(norm_value)
@@ -215,6 +219,9 @@ class Ema:
         decay: weight of the old average in each update.
         warmup: use a smaller decay at first, min(decay, (1 + n) / (10 + n)) in update n from 0, so
             that the initial weights soon lose their influence.
+
+    Raises:
+        InputError: ``decay`` is negative, or not below 1.
     """
 
     def __init__(self, model: nn.Module, decay: float, *, warmup: bool = False) -> None:

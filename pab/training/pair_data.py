@@ -28,7 +28,7 @@ class PairBatch(NamedTuple):
     Attributes:
         image: [B, 3, S, S]; uint8 in the loader, normalized on the device.
         text_ids: [B, N].
-        text_mask: [B, N]; 1 marks padding for LHP, and tokens for CLIP and BLIP-2.
+        text_mask: [B, N]; 1 marks padding for LHP and tokens for BLIP-2; all ones for CLIP.
         identity: [B]; pairs with equal numbers are not negatives of each other.
     """
 
@@ -50,7 +50,7 @@ Sample = tuple[Tensor, list[int], int] | InputError
 
 
 class PairDataset(TrainingSamples):
-    """Dataset of training pairs with a random view of each image; yields :data:`Sample`.
+    """Dataset of training pairs with a random view of each image; an item is a :data:`Sample`.
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.

@@ -85,7 +85,7 @@ def train_pairs(
     files: Mapping[str, ContentHash],
     build: Callable[[torch.device, Mapping[str, str] | None], PairModel],
 ) -> None:
-    """Run the recipe from data to final checkpoint.
+    """Run the recipe from the data to the final checkpoint.
 
     Args:
         config: settings of the recipe.
@@ -96,9 +96,9 @@ def train_pairs(
             facts of the checkpoint, which replaces all initial weights.
 
     Raises:
-        InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps skipped because the
-            loss or a gradient was not finite.
+        InputError: before the first step: bad settings, data or checkpoint. During training: a
+            pair that cannot be read, a file that cannot be written, or too many consecutive steps
+            skipped because the loss or a gradient was not finite.
     """
     # ---- Data and model
     setup = set_up(config, command, files, config.update_freq)

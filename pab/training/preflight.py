@@ -42,8 +42,8 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     """Check that the output folder's disk has space for the run's checkpoints.
 
     The check covers two training states (weights, the two moments of AdamW, the average if
-    enabled), because a new state is written before the old one is removed. It also covers the
-    weights of the kept epochs, the final weights and, with validation, those of the best epoch.
+    enabled), because the previous state is kept beside the last one. It also covers the weights
+    of the kept epochs, the final weights and, with validation, those of the best epoch.
     Existing checkpoints count as free space, because the run replaces them.
 
     Args:

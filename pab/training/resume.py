@@ -1,7 +1,7 @@
 """Resume a training run: compare with the saved run, choose the checkpoint, read its state.
 
-A run can be resumed only with the same settings and data. Settings are compared by value. Data,
-initial weights, tokenizers and WordNet are compared by content, so files can be moved or renamed.
+A run can be resumed only with the same data and, with some exceptions, the same settings. Settings
+are compared by value, but data, initial weights, tokenizers and WordNet by content (not by path).
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from pab.data.training_set import TrainingSet
 from pab.training.config import TrainingConfig
 
 LAST = "checkpoint-last.pth"  # training state to resume from
-PREVIOUS = "checkpoint-previous.pth"  # previous training state, used if LAST is damaged
+PREVIOUS = "checkpoint-previous.pth"  # previous training state, for `newest_good`
 EPOCH = re.compile(r"checkpoint-(\d+)\.pth")  # weights of one epoch, counted from 0
 RESUME_KEY = "resume"  # metadata key in an epoch's weights: identity and position of the run
 
 PAIRS = "training pairs"  # entry of the settings: number and fingerprint of the pairs
-# Settings that do not affect the result.
+# Settings that are not compared, because they are not part of the recipe.
 FREE_SETTINGS = frozenset((
     "task", "device", "log_dir", "output_dir", "cache_dir", "save_ckpt", "save_ckpt_freq",
     "keep_checkpoints", "save_every_steps", "auto_resume", "resume_from", "max_steps",
@@ -85,7 +85,7 @@ class ResumePoint:
     Attributes:
         path: file of the checkpoint.
         exact: true for a training state; false for the weights of an epoch.
-        settings: settings of the run that wrote the checkpoint.
+        settings: settings of the run that wrote the checkpoint; an epoch's weights omit some.
         content: setting -> SHA-256 of its files.
         facts: metadata of the run's weight files, such as CLIP's preprocessing.
         changed: changed setting -> (old, new), for settings that may change.
@@ -129,7 +129,7 @@ class Position:
 def hash_of_files(*paths: Path) -> str | None:
     """Return the SHA-256 of a file, or of several files' hashes.
 
-    None if a file is missing or no path is given.
+    Return None if a file is missing or no path is given.
     """
     if not paths or not all(path.is_file() for path in paths):
         return None
@@ -147,7 +147,7 @@ def identify(
 ) -> RunIdentity:
     """Compute the identity of the run that the settings describe.
 
-    One process per machine hashes the files; rank 0's hashes are kept.
+    One process per machine hashes the files; rank 0's hashes are used.
 
     Args:
         config: settings of the run.
@@ -296,7 +296,7 @@ def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
 
 
 def _read_point(path: Path) -> ResumePoint:
-    """Read the run metadata of a checkpoint; leave its tensors on disk.
+    """Verify the checksums of a checkpoint, and read its run metadata but not its tensors.
 
     Raises:
         InputError: the file is damaged or is not a checkpoint of a training run.
@@ -417,14 +417,14 @@ def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str,
 
 
 def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
-    """Read the state to resume; an epoch's weights have no optimizer and generator states.
+    """Read the state to resume; an epoch's weights have no optimizer or generator states.
 
     Args:
         point: checkpoint to resume from.
         names: names of the model's tensors.
 
     Raises:
-        InputError: the state has another number of processes, or weights of another model.
+        InputError: the file cannot be read, or does not fit the model or the number of processes.
     """
     if point.exact:
         state = load_training_state(point.path)

@@ -131,7 +131,7 @@ class RunLog:
 
 
 def read_log(path: str | Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Read the lines of a ``log.jsonl``: those of one ``kind``, or all if it is None.
+    """Read the lines of a ``log.jsonl``: those of one ``kind``, or all if ``kind`` is None.
 
     Raises:
         InputError: a line is not a JSON object with an integer ``step``.
@@ -186,7 +186,10 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def _kept_lines(path: Path, resumed_at: int | None, validates_again: bool) -> list[str]:
-    """Return the log lines of steps up to ``resumed_at``, without a truncated last line."""
+    """Return the log lines of steps up to ``resumed_at``, without a truncated last line.
+
+    Lines of a validation that the run repeats are omitted, too.
+    """
     if resumed_at is None or not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

@@ -1,8 +1,9 @@
 """Order samples and seed their draws, independently of the number of processes and workers.
 
-The order of an epoch depends only on the seed and the epoch. A global batch is split into one slice
-per process, so W processes with batch B see the same samples as one process with batch W x B. Each
-sample has its own random seed, which does not depend on the worker that loads it.
+The order of an epoch depends only on the seed, the epoch, the number of samples and, if set, their
+videos. A global batch is split into one slice per process, so W processes with batch B see the same
+samples as one process with batch W x B. Each sample has its own random seed, which does not depend
+on the worker that loads it.
 """
 
 from __future__ import annotations

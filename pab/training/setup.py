@@ -56,7 +56,7 @@ class Setup:
 def set_up(
     config: TrainingConfig, command: str, files: Mapping[str, ContentHash], update_freq: int = 1
 ) -> Setup:
-    """Join torchrun's processes, open the data and find the checkpoint to resume from.
+    """Join torchrun's processes, check and open the data, and find the checkpoint to resume from.
 
     Args:
         config: settings of the run.
@@ -65,8 +65,8 @@ def set_up(
         update_freq: batches per update.
 
     Raises:
-        InputError: device, data or checkpoint cannot be used, or processes differ in settings,
-            data or checkpoint.
+        InputError: settings, device, data or checkpoint cannot be used, the processes cannot join,
+            or they differ in settings, files, data or checkpoint.
     """
     device = pick_device(config.device)
     processes.init_processes(device)
@@ -87,7 +87,7 @@ def same_start(seed: int, build: Callable[[], Start]) -> Start:
     Later draws (dropout, drop path) differ between processes.
 
     Raises:
-        InputError: raised by ``build`` in one process; raised again in every process.
+        InputError: ``build`` raised it in some process; every process raises it.
     """
     seed_everything(seed)
     made = processes.on_all(build)

@@ -1,8 +1,9 @@
 """Check every request before the application sees it.
 
-The checks are: the length of address and headers, host and origin (against pages of other sites
-that a browser has open), the token, and the size and duration of the body. Headers of the responses
-forbid a browser everything that the page does not need.
+The checks concern the length of the address and of the headers, the characters of the path, host,
+origin and token, and the size and duration of the body. Host and origin protect against pages of
+other sites that a browser has open. Headers of the responses stop a browser from loading or using
+what the page does not need.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ OPEN_PATHS = ("/login", "/static/")  # paths that need no token
 SMALL_BODY = 64 << 10  # bytes; queries and logins
 MARKS_BODY = 16 << 20  # bytes; 5,000 marks with long texts
 UPLOAD_BODY = 20 << 20  # bytes of an uploaded image
-LARGE_BODIES = 8  # bodies above SMALL_BODY that are received at a time
+LARGE_BODIES = 8  # maximum number of bodies above SMALL_BODY that are received at a time
 LONGEST_TARGET = 16 << 10  # bytes of path and query; a shared link contains the texts of a query
 LONGEST_HEADERS = 32 << 10  # bytes
 BODY_S = 30.0  # seconds to receive a body
@@ -86,7 +87,10 @@ class Access:
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.token.encode())
 
     def allows(self, headers: Headers) -> bool:
-        """Return true if a request has the token, in its header or as a session cookie."""
+        """Return true if no token is needed, or if a request has it.
+
+        A request has the token in the header Authorization, or a session cookie instead.
+        """
         if self.token is None:
             return True
         kind, _, value = headers.get("authorization", "").partition(" ")
@@ -109,7 +113,10 @@ class Guard:
         self._large = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Check a request and pass it on with its whole body, or refuse it."""
+        """Check a request; pass it on with its whole body, or refuse it.
+
+        A GET request for a page without the token is redirected to the login page.
+        """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -171,11 +178,11 @@ class Guard:
 
 
 def check_target(scope: Scope) -> None:
-    """Refuse addresses and headers that are longer than the page needs, and control characters.
+    """Refuse addresses and headers that are longer than the page needs, and unprintable paths.
 
     Raises:
-        Refused: the path, the query or the headers are too long, or the path has control
-            characters.
+        Refused: path and query together, or the headers, are too long, or the path has characters
+            that cannot be printed, such as control characters.
     """
     path = scope["path"]
     if len(path) + len(scope["query_string"]) > LONGEST_TARGET:
@@ -192,7 +199,7 @@ def check_host(headers: Headers, access: Access) -> None:
     A token protects against them too, so with a token any name is accepted.
 
     Raises:
-        Refused: the header Host is missing, or names another site.
+        Refused: the header Host is missing, or names another site and the server has no token.
     """
     host = headers.get("host", "")
     name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
@@ -204,10 +211,10 @@ def check_host(headers: Headers, access: Access) -> None:
 
 
 def check_origin(headers: Headers, method: str) -> None:
-    """Refuse requests that a page of another site sends.
+    """Refuse requests, except GET and HEAD, that a page of another site sends.
 
     Raises:
-        Refused: the request comes from another site.
+        Refused: a page of another site has sent such a request.
     """
     if method in ("GET", "HEAD"):
         return

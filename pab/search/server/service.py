@@ -1,4 +1,4 @@
-"""Search for the server: queries, pictures and uploads over one index.
+"""Search for the server: queries, uploads and pictures of one index.
 
 The methods block, and several threads may call them. When the index on disk changes, the next
 request opens it again.
@@ -44,7 +44,7 @@ THUMBNAIL_PX = 480  # longer side; on a desktop, rows are about 230 CSS pixels h
 WHOLE_PX = 2_400  # longer side; decoded photographs have a shorter side below 2,048 px
 CACHED_THUMBNAILS = 32 << 20  # bytes, about 800 thumbnails
 CACHED_PICTURES = 16 << 20
-CACHED_UPLOADS = 32 << 20  # about 20 query images
+CACHED_UPLOADS = 32 << 20  # about 2 to 10 photographs with a short side of 1,024 px or more
 MOST_FOLDERS = 500
 ANN_STEP = 256  # results of the first approximate search; enough for six pages of 40
 ANN_GROWTH = 4  # ratio of the number of results of an approximate search to the previous one's
@@ -98,7 +98,8 @@ class Service:
         second_look: re-ranks results; None without a reranker.
 
     Raises:
-        InputError: the approximate index is damaged, or FAISS is not installed.
+        InputError: the index has become unreadable, or the approximate index cannot be used: it is
+            damaged, or FAISS is not installed.
     """
 
     def __init__(
@@ -147,12 +148,12 @@ class Service:
     # --------------------------------------------------------------------------------- searching
 
     def search(self, request: SearchRequest, upload: bytes | None = None) -> SearchResponse:
-        """Answer a query; ``upload`` is an image file that belongs to it.
+        """Answer a query; ``upload`` is the content of an image file that belongs to it.
 
         Raises:
-            QueryError: the query is invalid, or its image cannot be decoded.
+            QueryError: the query is invalid, its upload cannot be decoded, or re-ranking fails.
             UnknownImageError: the id of the query's image is unknown.
-            InputError: the index or the model cannot be used.
+            InputError: the index, the file of an indexed query image, or the model cannot be used.
         """
         filters = Filters(request.folder, request.start_s, request.end_s, request.least)
         _check(request, upload, filters)
@@ -219,7 +220,8 @@ class Service:
         """Re-rank; see :meth:`SecondLook.apply`.
 
         Raises:
-            QueryError: an image cannot be read, or the reranker refuses the text or an image.
+            QueryError: an image cannot be read, the reranker refuses the text or an image, or a
+                score is not finite.
         """
         try:
             return look.apply(opened.index, opened.stamp, text, hits)
@@ -237,6 +239,7 @@ class Service:
 
         Raises:
             UnknownImageError: the index has no such image.
+            InputError: see :attr:`index`.
         """
         opened = self._current()
         row = opened.row(identity)
@@ -247,7 +250,7 @@ class Service:
 
         Raises:
             UnknownImageError: the index has no such image.
-            InputError: its file has become unreadable.
+            InputError: its file has become unreadable; see also :attr:`index`.
         """
         return self._jpeg(identity, THUMBNAIL_PX, self._thumbnails)
 
@@ -266,7 +269,11 @@ class Service:
         return found
 
     def _decoded(self, upload: bytes) -> tuple[Image.Image, str]:
-        """Decode an upload, and keep it for requests for more results; return it and its id."""
+        """Decode an upload, and keep it for requests for more results; return it and its id.
+
+        Raises:
+            QueryError: the upload cannot be decoded.
+        """
         try:
             image = self.decoders.run(DecodeUpload(upload))
         except InputError as error:
@@ -278,7 +285,11 @@ class Service:
     # -------------------------------------------------------------------------- other requests
 
     def folders(self) -> Folders:
-        """List the folders of the images; all names are read once per index."""
+        """List the folders of the images; all names are read once per index.
+
+        Raises:
+            InputError: see :attr:`index`.
+        """
         index = self.index
         known = self._folders
         if known is None or known[0] is not index:
@@ -292,6 +303,7 @@ class Service:
         Raises:
             UnknownImageError: a marked image is not in the index.
             QueryError: no image is marked right.
+            InputError: see :attr:`index`.
         """
         opened = self._current()
         marks = [
@@ -317,7 +329,7 @@ class Service:
             return self._opened
 
     def _open(self, index: Index, stamp: tuple[int, int, int]) -> Opened:
-        """Prepare the searches; one line says why they are exact if ``ann`` cannot be used."""
+        """Prepare the searches; print one line with the reason if ``ann`` cannot be used."""
         ann = usable_ann(index, list(self.encoders)) if self._ann else None
         return Opened(
             Searcher(index, self.encoders, ann=ann, models=self._models), Ids(index), stamp
@@ -337,7 +349,7 @@ def folders_of(index: Index) -> Folders:
 
 
 def _check(request: SearchRequest, upload: bytes | None, filters: Filters) -> None:
-    """Reject a query that no member can answer.
+    """Reject a query without text and image, with two images, or with an invalid text or filter.
 
     Raises:
         QueryError: see above.
@@ -398,7 +410,11 @@ def _result(index: Index, hit: Hit, rank: int) -> Result:
 
 
 def _stamp(folder: Path) -> tuple[int, int, int]:
-    """Return inode, time and size of the manifest, which change when a run replaces the file."""
+    """Return inode, modification time and size of the manifest, to notice that it was replaced.
+
+    Raises:
+        InputError: the manifest cannot be read.
+    """
     try:
         status = os.stat(folder / MANIFEST)  # noqa: PTH116 - on every request
     except OSError as error:

@@ -1,4 +1,4 @@
-// Elements of the page that do not depend on its state.
+// Functions that create, describe and find elements of the page. None reads the state of search.js.
 
 export function element(tag, properties = {}, ...children) {
   const made = Object.assign(document.createElement(tag), properties);

@@ -1,8 +1,8 @@
 // The query, its address, and its request. The address holds the whole query, so that links can be
-// shared and the back button works: q, image (id), minus, folder, start, end, least, and rerank=0
-// without the second look. It also holds the id of an open picture (open).
+// shared and the back button works: q, image (id), minus, folder, start, end, least, and rerank=0 if
+// the second look is off. It also holds the id of the picture in the viewer (open).
 
-export const PAGE = 40; // pictures per request
+export const PAGE = 40; // results per request
 export const FILTERS = ["folder", "start", "end", "least"];
 
 export const emptyQuery = () => ({ q: "", image: "", minus: [], folder: "", start: "", end: "", least: "", rerank: "" });

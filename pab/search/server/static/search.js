@@ -11,12 +11,12 @@ const MARKS_KEY = `marks ${document.body.dataset.index}`;
 const $ = (id) => document.getElementById(id);
 const grid = $("grid"), viewer = $("viewer");
 const uploads = new Map(); // id of an upload -> address of its preview
-const pages = new Map(); // query -> { results, next, indexed, scroll }
+const pages = new Map(); // address of a query -> { query, results, next, indexed, scroll }
 
 let shown = null; // entry of `pages` on the screen
 let shownKey = null;
 let picture = null; // picture in the dialog
-let loading = null; // AbortController of the current request
+let loading = null; // AbortController of the latest query
 let marks = readMarks();
 
 // ------------------------------------------------------------------------------------- the query

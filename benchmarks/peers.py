@@ -165,7 +165,8 @@ def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) ->
 def drawn_member(generator: np.random.Generator, *, values: int | None, whole: bool) -> Run:
     """Draw a run of all queries that lists some images, or all if ``whole``.
 
-    Scores have ``values`` possible values. If ``values`` is None, no scores of a query are equal.
+    ``values`` is the number of possible scores. None draws different scores for all images of a
+    query.
     """
     run = {}
     for number in range(QUERIES):

@@ -50,7 +50,8 @@ import numpy as np
 from machine import anonymous_mib, best_seconds, describe, flag_parser, in_fresh_process, peak_mib
 
 WIDTH, CENTRES, DIRECTIONS = 768, 2000, 48
-SPREAD, NOISE = 0.8, 0.2  # lengths of offsets: in the shared directions, and in all
+# Lengths of the offsets: in the shared directions, and in all dimensions.
+SPREAD, NOISE = 0.8, 0.2
 MEMBER, TOP, SEVERAL, DEPTH = "random", 20, 32, 10
 FRESH = 200  # queries that measure recall@10 and the time of an approximate search
 GIB = 2**30

@@ -1,12 +1,13 @@
 """Measure indexing with and without Ray: `python benchmarks/index_scale.py --folder /tmp/scale`.
 
 Draws photographs into --folder and keeps them for the next run. Indexes them with the shipped mini
-CLIP: with one process and no loader processes, and with Ray's workers, each in a fresh command.
-Compares the rows. Also measures a second run, and the bytes per image of the index and its exports.
-The time of a command includes starting Ray and loading the models. The rate excludes the start: it
-counts the images between the first and the last saved manifest. Finally, writes an index of --rows
-entries, and measures the start of an update: reading the names, sizes and times of all images and,
-if images were renamed, their hashes.
+CLIP, without loader processes: in one process, and with each number of Ray's workers, each time in
+a fresh command. Compares the rows. Also measures a second run, and the bytes per image of the index
+and its exports. The time of a command includes starting Ray and loading the model. The rate
+excludes the start: it counts the images between the first and the last saved manifest. Finally,
+writes an index of --rows entries, unless it exists, and measures the start of an update. This start
+reads the names, sizes, modification times, captions and offsets of all images and, if images were
+renamed, their hashes.
 """
 
 from __future__ import annotations
@@ -43,7 +44,11 @@ def draw(folder: Path, count: int, side: int) -> None:
 
 
 def run(photos: Path, out: Path, *flags: str) -> tuple[float, float]:
-    """Index the photographs; return the seconds, and images per second once the work has begun."""
+    """Index the photographs; return the seconds, and the images per second after the start.
+
+    The rate is NaN if fewer than two numbers of saved images were seen. The benchmark ends if the
+    command fails.
+    """
     words = ["--image_folder", str(photos), "--out", str(out), *flags]
     command = [sys.executable, "-m", "pab.search", "index", *words, *MODEL, "--num_workers", "0"]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
@@ -80,7 +85,7 @@ def write_large(folder: Path, rows: int) -> None:
 
 
 def start_update(folder: Path) -> tuple[float, float, float, float]:
-    """Return seconds and peak MiB of reading the state of an index, without and with the hashes."""
+    """Return seconds and peak MiB of reading an index's state, without and then with hashes."""
     start = time.perf_counter()
     previous = Previous(Index.open(folder))
     seconds, peak = time.perf_counter() - start, peak_mib()

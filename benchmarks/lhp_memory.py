@@ -1,7 +1,7 @@
-"""Measure the peak memory of scoring at two gallery sizes.
+"""Measure the peak memory of scoring at two or more gallery sizes.
 
-Only the score matrix and the vectors should grow. Creates two galleries in a temporary folder (hard
-links to a few hundred small images), a tokenizer, and a debug-size model with random weights in the
+Only the score matrix and the vectors should grow. Creates the galleries in a temporary folder (hard
+links to 300 small images), a tokenizer, and a debug-size model with random weights in the
 released format. Runs ``python -m lhp.infer`` on each gallery in its own process. Prints the peak
 memory of that process, of its loader workers and of all these processes together, and the sizes of
 the score matrix and the vectors. Removes the folder at the end. The model is tiny, so that its
@@ -37,12 +37,12 @@ SAMPLING_INTERVAL = 0.25  # seconds between two memory samples
 class PeakMemory:
     """Peak memory (MiB) and duration (seconds) of one run."""
 
-    main: float = 0.0  # resident memory of the scoring process
-    # Process id of a loader worker -> its resident memory, which includes pages shared with the
-    # scoring process.
+    main: float = 0.0  # peak resident memory of the scoring process
+    # Process id of a loader worker -> its peak resident memory, which includes pages shared with
+    # the scoring process.
     workers: dict[int, float] = field(default_factory=dict)
-    # All processes, with each page divided among the processes that use it (also other programs);
-    # sampled, so a short peak may be missed.
+    # All processes, with each page divided among the processes that use it, including other
+    # programs; sampled, so a short peak may be missed.
     together: float = 0.0
     seconds: float = 0.0
 
@@ -79,7 +79,11 @@ def children(pid: int) -> list[int]:
 
 
 def score(gallery: Path, flags: list[str]) -> PeakMemory:
-    """Run the command and sample its memory."""
+    """Run the command and measure its memory.
+
+    Raises:
+        CalledProcessError: the command failed.
+    """
     out = gallery.parent
     argv = [
         *(sys.executable, "-m", "lhp.infer", "--image_folder", str(gallery), "--no_feature_cache"),

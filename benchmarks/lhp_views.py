@@ -2,8 +2,8 @@
 
 Trains the mini recipe on a shortened schedule with only global views (`--local_prob 0`), hybrid
 views (0.5) and only local views (1), with three seeds each. Scores the mini test set with each
-model, and writes a table. Finished runs stay in a subfolder of ``--work``, whose name is a hash of
-recipe, data and schedule, so that an interrupted benchmark can continue.
+model, and writes a table. Finished runs stay in a subfolder of ``--work``, so that an interrupted
+benchmark can continue. The subfolder's name is a hash of recipe, data and schedule.
 """
 
 from __future__ import annotations

@@ -26,10 +26,10 @@ SECONDS_BETWEEN_LOOKS = 0.01  # interval between two memory samples
 
 
 def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
-    """Create a parser with one flag per keyword, from its default or a pair (default, help text).
+    """Create a parser with one flag per keyword argument: a default, or (default, help text).
 
-    The default determines the kind of flag: False creates a switch, a list a flag with several
-    values, None an optional path, and a type a required value.
+    The default determines the flag: False creates a switch, a list a flag with one or more values,
+    None an optional path, and a type a required value. Any other default sets the value's type.
     """
     parser = argparse.ArgumentParser(description=doc, allow_abbrev=False)
     for name, value in defaults.items():
@@ -47,7 +47,7 @@ def flag_parser(doc: str | None, **defaults: Any) -> argparse.ArgumentParser:
 
 
 def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> float:
-    """Return the seconds of the fastest run, which other processes disturbed least."""
+    """Return the seconds of the fastest run, the one that other processes disturbed least."""
     for _ in range(warm_up):
         run()
     times = []
@@ -59,13 +59,13 @@ def best_seconds(run: Callable[[], object], repeats: int, warm_up: int = 1) -> f
 
 
 def in_fresh_process(work: Callable[..., Result], *args: Any) -> Result:
-    """Run a function in a new process, to measure only its memory; return its result."""
+    """Run a function in a new process, so that only its memory is measured; return its result."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
         return pool.submit(work, *args).result()
 
 
 def memory_mib(key: str, pid: int | str = "self", table: str = "status") -> float:
-    """Read a figure of ``/proc/PID/TABLE``, MiB; return 0 if the process has ended."""
+    """Read a figure of ``/proc/PID/TABLE``, MiB; return 0 if the process or figure is missing."""
     try:
         text = Path(f"/proc/{pid}/{table}").read_text(encoding="ascii")
     except (FileNotFoundError, ProcessLookupError):

@@ -31,7 +31,7 @@ def unit(*shape: int) -> Tensor:
 
 
 def write_images(path: Path, images: int, vectors: int, width: int) -> None:
-    """Write random image vectors [images, vectors * width] in fp16."""
+    """Write image vectors [images, vectors * width] in fp16: one random block, repeated."""
     torch.manual_seed(0)
     block = unit(BLOCK, vectors, width).half().numpy().tobytes()
     row = len(block) // BLOCK
@@ -41,7 +41,7 @@ def write_images(path: Path, images: int, vectors: int, width: int) -> None:
 
 
 def plain_product(texts: Tensor, images: Tensor, out: Tensor) -> None:
-    """Multiply [T, D] with all image vectors in fp32, and discard the products."""
+    """Multiply text vectors [T, D] by all image vectors in fp32; ``out`` holds one block."""
     vectors = images.view(-1, texts.shape[1])
     for start in range(0, len(vectors), COLUMNS):
         block = vectors[start : start + COLUMNS].float()

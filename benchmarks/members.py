@@ -2,7 +2,7 @@
 
 Scores the validation pairs and the mini test set with the four shipped models in the published
 order. Chooses the fusion's weights on the validation pairs (`ensemble.search`), and fuses the test
-set's scores with these weights, one member at a time.
+set's scores with these weights, adding one member at a time.
 
 `--embedder` and `--reranker` are folders of vision-language models that were trained with
 `configs/vlm/mini_embedder.yaml` and `mini_reranker.yaml`. The embedder is measured alone. The

@@ -1,7 +1,7 @@
 """Train, score, fuse and evaluate mini models; shared by the benchmarks on the mini data.
 
-Finished runs stay in a subfolder of the work folder, whose name is a hash of recipe and data, so
-that an interrupted benchmark can continue.
+Finished runs stay in a subfolder of the work folder, so that an interrupted benchmark can continue.
+The subfolder's name is a hash of the data and of the recipe or the shipped weights.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class LabelledSet:
         return read_retrieval(self.annotation, image_folder=self.root, answers=self.answers)
 
     def flags(self) -> list[str]:
-        """Return the flags that select the set."""
+        """Return the flags that select the set, without its answer key."""
         return ["--annotation", str(self.annotation), "--image_folder", str(self.root)]
 
 
@@ -73,7 +73,7 @@ def validation_set(folder: Path, pairs: int = 500) -> LabelledSet:
 
 
 def keyed_folder(work: Path, *texts: str) -> Path:
-    """Return the folder for runs with these recipes and data."""
+    """Return the folder for runs with the mini data and these texts, such as a recipe."""
     splits = json.loads((DATA / "manifest.json").read_text())["splits"]
     made = [splits[name][f"{part}_sha256"] for name in ("train", "test") for part in PARTS]
     return work / sha256_of_lines([*texts, *made])[:12]
@@ -85,7 +85,10 @@ def shipped_folder(work: Path) -> Path:
 
 
 def train_uit(out: Path, *flags: str) -> Path:
-    """Train UIT with the mini recipe; return the best weights, or the last without validation."""
+    """Train UIT with the mini recipe, unless the run is finished; return the file of its weights.
+
+    The file has the best weights or, without validation, the last ones.
+    """
     if not (out / FINAL).is_file():
         uit_train(["--config", str(UIT_RECIPE), "--output_dir", str(out), *flags])
     return out / (BEST if (out / BEST).is_file() else FINAL)

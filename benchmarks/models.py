@@ -33,7 +33,7 @@ TEXT = (
 
 
 def number_formats(*kinds: str) -> Iterator[tuple[str, torch.dtype, float]]:
-    """Yield the dtypes that this processor supports: name, dtype, GFLOP/s of matrix products."""
+    """Yield name, dtype and GFLOP/s of matrix products for each dtype the processor supports."""
     for kind in kinds or ("fp32", "bf16"):
         if kind == "bf16" and not cpu_has_bf16():
             print("  bf16: this processor has no bf16 units")

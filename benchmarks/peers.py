@@ -11,7 +11,8 @@ top of the project's environment:
 
 The data are random: few distinct scores (so that many tie), 1 to 15 right images per query, runs
 that list only some images, and queries that a run lacks. Figures must agree within 1e-6. Where
-definitions differ, our definition is first replaced with the definition of the other library.
+definitions differ, this project's inputs or figures are first converted to the definition of the
+other library, or only values for which both definitions agree are compared.
 """
 
 from __future__ import annotations
@@ -60,7 +61,7 @@ Row = tuple[str, str, float]
 
 
 def drawn(generator: np.random.Generator) -> tuple[Run, Relevant]:
-    """Draw a run that lists some images of most queries, and the right images of all queries."""
+    """Draw a run that lists some images for most queries, and the right images of all queries."""
     run, relevant = {}, {}
     for number in range(QUERIES):
         right = generator.choice(NAMES, generator.integers(1, MOST_RIGHT + 1), replace=False)
@@ -152,7 +153,7 @@ def compare_metrics(folder: Path) -> list[Row]:
 
 
 def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) -> Row:
-    """Return a row: number of compared values, and their largest difference."""
+    """Return a row: description, number of compared values, and their largest difference."""
     if chosen is not None:
         a, b = a[chosen], b[chosen]
     return what, str(a.numel()), float((a.double() - b.double()).abs().max())
@@ -164,7 +165,8 @@ def difference(what: str, a: Tensor, b: Tensor, chosen: Tensor | None = None) ->
 def drawn_member(generator: np.random.Generator, *, values: int | None, whole: bool) -> Run:
     """Draw a run of all queries that lists some images, or all if ``whole``.
 
-    There are ``values`` distinct scores; None draws scores without ties within a query.
+    ``values`` is the number of possible scores. None draws different scores for all images of a
+    query.
     """
     run = {}
     for number in range(QUERIES):

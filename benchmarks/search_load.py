@@ -3,14 +3,14 @@
     python benchmarks/search_load.py --index output/index --clients 50 --seconds 60
     python benchmarks/search_load.py --rows 100000
 
-The first form starts `python -m pab.search serve` on an index and sends text queries, and uploads
-of a photograph, from many clients at once. A client that gets status 429 waits as long as the
+The first form starts `python -m pab.search serve` on an index. Many clients at once send text
+queries and upload photographs. A client that gets status 429 waits as long as the
 answer's Retry-After header says. Prints the number of answers per status, the latency of the
 successful ones, and the memory of the server with its decoding processes: after the first fifth of
 the time, the maximum, and at the end.
 
-The second form makes an index of random vectors, and prints the time of a text query without its
-encoding: in the server, and for a client.
+The second form makes an index of random vectors, and prints the time of a text query without the
+time of encoding it: in the server, and for a client.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ async def client(base: str, number: int, end: float, photos: Sequence[bytes], ou
 
 
 def tree_mib(process: int) -> float:
-    """Return the resident memory of a process and its children, in MiB."""
+    """Return the resident memory of a process and all its descendants, in MiB."""
     total, waiting = 0.0, [process]
     while waiting:
         one = waiting.pop()
@@ -156,7 +156,7 @@ async def load(base: str, process: int, clients: int, seconds: float) -> tuple[R
 
 
 def under_load(index: Path, clients: int, seconds: float) -> None:
-    """Measure the server with many clients."""
+    """Measure the server with many clients, and print the figures."""
     with command(index) as (base, process):
         out, samples = asyncio.run(load(base, process, clients, seconds))
     print(f"{clients} clients, {seconds:g} s, answers: {dict(out.statuses)}")
@@ -200,7 +200,7 @@ def random_index(folder: Path, rows: int) -> Index:
 
 
 def one_client(rows: int, queries: int) -> None:
-    """Measure text queries of one client over random vectors."""
+    """Measure text queries of one client over random vectors, and print the figures."""
     with tempfile.TemporaryDirectory() as folder:
         service = Service(random_index(Path(folder), rows), {"fixed": Fixed()})
         app, listening = create_app(service, Access.create("127.0.0.1", None)), listen("::1", 0)

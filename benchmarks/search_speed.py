@@ -1,14 +1,16 @@
 """Measure search in a large index: `python benchmarks/search_speed.py --folder /tmp/speed`.
 
-Writes an index of random unit vectors around 2,000 centres (float16, in shards as a real one), and
-keeps it in --folder for the next run. Measures the read bandwidth of the memory, exact search of
-one and of 32 queries, an approximate index, and opening in a fresh process. The times are the
-fastest of several runs, with all cores (--threads sets another number). Run it on a quiet machine.
+Writes an index of random unit vectors around 2,000 centres (float16, in shards like a real one),
+and keeps it in --folder for the next run. Measures the memory bandwidth, exact search of one and of
+32 queries, an approximate index, and opening in a fresh process. The time of an exact search is the
+fastest of several runs, that of an approximate search a mean over 200 queries. All cores are used
+(--threads sets another number of threads). Run it on a quiet machine.
 
---peers compares on --peer_rows of the vectors, in the same run:
+--peers compares this project with two others on the first --peer_rows vectors, in the same run:
 
 - rclip: its own code (`rclip.main.RClip.search` on its SQLite file), with an encoder that returns
-  the query's vector. Without rclip, a stand-in with the same steps, and named so. To install it:
+  the query's vector. If rclip is not installed, a stand-in with the same steps is measured, and
+  the output calls it a stand-in. To install rclip:
 
       .venv/bin/python -m venv /tmp/peers
       /tmp/peers/bin/pip install rclip==3.3.0
@@ -26,8 +28,8 @@ fastest of several runs, with all cores (--threads sets another number). Run it 
           pillow embedding-reader
       /tmp/peers_cr/bin/pip install --no-deps clip-retrieval==2.45.0 autofaiss==2.18.0
 
-  Without --clip_retrieval, a stand-in, and named so: a FAISS index of HNSW32 with float32 vectors,
-  which autofaiss chooses for this size and its default memory.
+  Without --clip_retrieval, a stand-in is measured, and the output calls it so: a FAISS index
+  HNSW32 of float32 vectors, which autofaiss chooses for this size and its default memory.
 """
 
 from __future__ import annotations
@@ -48,9 +50,10 @@ import numpy as np
 from machine import anonymous_mib, best_seconds, describe, flag_parser, in_fresh_process, peak_mib
 
 WIDTH, CENTRES, DIRECTIONS = 768, 2000, 48
-SPREAD, NOISE = 0.8, 0.2  # lengths of the offsets along the directions, and along all
+# Lengths of the offsets: in the shared directions, and in all dimensions.
+SPREAD, NOISE = 0.8, 0.2
 MEMBER, TOP, SEVERAL, DEPTH = "random", 20, 32, 10
-FRESH = 200  # queries that measure recall@10
+FRESH = 200  # queries that measure recall@10 and the time of an approximate search
 GIB = 2**30
 # Targets for 1,000,000 rows on two cores.
 BARS = {
@@ -78,7 +81,10 @@ def draw(count: int, seed: int) -> np.ndarray:
 
 
 def write(folder: Path, rows: int) -> None:
-    """Write the index, unless the folder has it."""
+    """Write the index, unless the folder contains it.
+
+    The benchmark ends if the folder contains another index.
+    """
     from indexes import write_index
 
     from pab.search.index import Entry, Index, Manifest, Member
@@ -112,9 +118,10 @@ def opening(folder: Path) -> tuple[float, float]:
 
 
 def opening_approximate(folder: Path) -> tuple[float, float, float]:
-    """Open the index and its approximate one; return seconds, and MiB beyond the libraries'.
+    """Open an index with its approximate index; return seconds, and growth of memory in MiB.
 
-    The MiB are those of all memory, and those of memory without pages of mapped files.
+    The two figures for memory are the growth of the peak of resident memory, and the growth of
+    memory without pages of mapped files. The memory of the imported libraries is not counted.
     """
     import faiss  # noqa: F401
 
@@ -206,7 +213,7 @@ def approximate(folder: Path, kind: Any) -> dict[str, float]:
 
 
 def table_of(path: Path, vectors: np.ndarray) -> None:
-    """Write rclip's SQLite file, by its own code if it is installed."""
+    """Write an SQLite file as rclip does, with rclip's own code if it is installed."""
     names = [f"/photos/{row:08}.jpg" for row in range(len(vectors))]
     try:
         from rclip.db import DB
@@ -224,7 +231,7 @@ def table_of(path: Path, vectors: np.ndarray) -> None:
 
 
 def rclip_search(path: Path, query: np.ndarray) -> tuple[str, Callable[[], list[str]]]:
-    """Return the name of rclip's search, and the search; it reads the file for each query."""
+    """Return the name and the function of rclip's search; it reads the file at every call."""
     try:
         from rclip.db import DB
         from rclip.main import RClip
@@ -233,7 +240,7 @@ def rclip_search(path: Path, query: np.ndarray) -> tuple[str, Callable[[], list[
         return "stand-in for rclip", partial(like_rclip, path, query)
 
     class Given(Model):
-        """Model that returns the query's vector, or zeros for no query."""
+        """Model that returns the query's vector, or zeros if there are no queries."""
 
         def __init__(self) -> None:
             pass
@@ -294,7 +301,7 @@ def clip_retrieval(
 
 
 def like_clip_retrieval(vectors: np.ndarray, query: np.ndarray, right: np.ndarray) -> None:
-    """Measure a FAISS index as clip-retrieval builds it; arguments as above."""
+    """Measure a FAISS index like clip-retrieval's; for arguments, see `clip_retrieval`."""
     import faiss
 
     found = faiss.index_factory(WIDTH, "HNSW32", faiss.METRIC_INNER_PRODUCT)
@@ -312,7 +319,7 @@ def like_clip_retrieval(vectors: np.ndarray, query: np.ndarray, right: np.ndarra
 
 
 def peers(folder: Path, rows: int, interpreter: Path | None) -> None:
-    """Compare with rclip's and clip-retrieval's searches, on the first rows of the index."""
+    """Compare with the searches of rclip and clip-retrieval on the first rows of the index."""
     from pab.search.exact import longest_row, search_exact
     from pab.search.index import Index
 

@@ -59,7 +59,7 @@ FAULTS: dict[str, dict[str, Any]] = {
 
 
 class OddLines:
-    """Generator of odd lines, which alternates forms and faults.
+    """Generator of odd lines: other valid forms and faults in turn.
 
     Attributes:
         faults: number of generated bad lines per kind.
@@ -89,7 +89,7 @@ class OddLines:
 
 
 def write_shards(root: Path, pairs: int, odd: OddLines) -> int:
-    """Write the shards; return their size in bytes."""
+    """Write the shards; return their size in bytes, without byte-order marks."""
     folder = root / "annotation" / "train"
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
@@ -167,7 +167,10 @@ class _Captions:
 
 
 def read_through_loader(root: Path) -> tuple[float, int, list[Any]]:
-    """Read pairs in random order with two workers; return seconds, pairs, memory per process."""
+    """Read pairs in random order with two workers; return seconds, number of pairs and memory.
+
+    The memory is a list: this process before and after the reading, then each worker.
+    """
     from torch.utils.data import DataLoader
 
     pairs = TrainingSet.open(root, skip_bad_lines=True)

@@ -2,8 +2,8 @@
 
 Measures pairs per second of `uit.rerank` at full size, with random weights and image tokens. The
 baseline is a plain loop in eager float32: per query, gather the candidates, repeat the text padded
-to 56 ids, and run all six layers on all tokens. Caption lengths are drawn from the tests' reference
-captions. `--ideas` also measures the gain of each optimization, by disabling it alone.
+to 56 ids, and run all six layers on all tokens. Caption lengths are drawn from those of the tests'
+reference captions. `--ideas` also measures the gain of each optimization, by disabling it alone.
 """
 
 from __future__ import annotations

@@ -62,7 +62,7 @@ def hardest(allowed: Tensor) -> Tensor:
 
 
 def plain_losses(model: Uit, batch: UitBatch) -> dict[str, Tensor]:
-    """Compute the same losses in separate passes."""
+    """Compute the losses of `uit.objective.uit_losses` in separate passes."""
     bert, size = model.text_encoder, len(batch.image)
     image = model.vision_encoder(batch.image)
     image_vector = model.image_vector(image)

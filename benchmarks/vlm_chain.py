@@ -38,7 +38,7 @@ def score_late(model: Path, labelled: mini.LabelledSet, out: Path) -> Path:
 
 
 def score_reranker(model: Path, labelled: mini.LabelledSet, out: Path, candidates: Path) -> Path:
-    """Score each query's first images in another score file with a reranker; return the file."""
+    """Score each query's first images of ``candidates`` with a reranker; return the score file."""
     path = out / f"{labelled.name}_rerank.pt"
     if not path.is_file():
         chosen = ("--candidates", str(candidates), "--k_test", str(K), "--batch_size", "64")
@@ -47,7 +47,7 @@ def score_reranker(model: Path, labelled: mini.LabelledSet, out: Path, candidate
 
 
 def _flags(model: Path, labelled: mini.LabelledSet, path: Path) -> list[str]:
-    """Return the flags shared by both scripts."""
+    """Return the flags that both scripts share, for one model, set and score file."""
     outputs = ["--save_score", str(path), "--output_file", str(path.with_suffix(".txt"))]
     return ["--model", str(model), *labelled.flags(), "--answers", "none", *outputs]
 

@@ -1,8 +1,8 @@
 """Count what Qwen3-VL embedders and rerankers need for PAB: `python benchmarks/vlm_cost.py`.
 
 Counts parameters, bytes of weights, operations and memory of activations, and derives the hours on
-a card. Nothing is measured: the models are transformers' own, built from the published sizes
-with fake tensors (a shape and a dtype, no values), so that no weights and no GPU are needed.
+a card. Nothing is measured. The models are transformers' own, built from the published sizes with
+fake tensors (a shape and a dtype, no values), so that neither weights nor a GPU are needed.
 
 The parameters must equal the published number. Operations are the multiplications and additions of
 matrix products, of the patch convolution and of attention in a forward pass. Attention is counted
@@ -29,10 +29,11 @@ from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from transformers import AutoModelForImageTextToText, Qwen3VLConfig
 
 GIB = 2**30  # bytes
-TOKENS = (150, 75)  # text tokens per pair (template, instruction, caption), and per caption alone
+# Text tokens: per pair (template, instruction, caption), and per image or caption alone.
+TOKENS = (150, 75)
 QUERIES, CANDIDATES, GALLERY = 1978, 50, 36_773  # PAB's queries; Track 4's gallery
-SHARE = 0.4  # assumed part of a card's bf16 rate, as in docs/reproduce.md
-# Dense bf16 rates without sparsity, FLOP/s: NVIDIA's data sheets.
+SHARE = 0.4  # assumed fraction of a card's bf16 rate, as in docs/reproduce.md
+# Dense bf16 rates (without sparsity) in NVIDIA's data sheets, FLOP/s.
 CARDS = {"RTX 4090 (24 GB)": 165e12, "A100 (80 GB)": 312e12, "H100 (80 GB)": 990e12}
 CORNERS = 4  # bilinear interpolation of the position embeddings
 AXES = 3  # of Qwen3-VL's rotary positions: time, height, width
@@ -94,7 +95,7 @@ class Cost(NamedTuple):
         parameters: number of parameters, a tied output layer counted once.
         weights: bytes of the weights.
         flops: operations per pair, image or caption.
-        activations: largest number of bytes that the other tensors hold.
+        activations: peak of the bytes that all other tensors hold together.
     """
 
     parameters: int

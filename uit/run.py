@@ -72,8 +72,8 @@ def check_inputs(config: TrainConfig) -> None:
     """Reject bad input before torchrun starts, so that one process reports it, not all of them.
 
     Raises:
-        InputError: data, vocabulary, WordNet or a new run's initial weights are missing or invalid,
-            or an output folder or TensorBoard cannot be used.
+        InputError: data, vocabulary or WordNet is missing or invalid, a new run's initial weights
+            are missing, or an output folder or TensorBoard cannot be used.
     """
     check_run_folders(config)
     training_sources(config)

@@ -11,7 +11,7 @@ from pab.data.thumbnails import data_url
 from pab.ranking import top_k
 from pab.scores import ScoreFile
 
-# Longer side of thumbnails: in main ranked lists and examples of steps, and only in other lists.
+# Longer side of thumbnails, pixels; the small side is for images that are only in collapsed lists.
 LARGE_PX, SMALL_PX = 192, 128
 QUALITY = 60  # WebP; the report of the mini test set then stays below 3 MB
 

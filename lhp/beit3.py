@@ -2,7 +2,7 @@
 
 Source: Wang et al., "Image as a Foreign Language: BEiT Pretraining for All Vision and
 Vision-Language Tasks" (arXiv 2208.10442). Parameter names match the checkpoints published with the
-paper's code (MIT), so these load strictly and unchanged.
+paper's code (MIT), so these load strictly, without renaming.
 
 A multiway Transformer: every block has two sets of weights, A for image tokens and B for text
 tokens. In retrieval, the modalities do not interact inside the network: an image pass uses only A,
@@ -39,7 +39,7 @@ IMAGE: Modality = "A"
 TEXT: Modality = "B"
 
 POSITION_OFFSET = 2  # both position embeddings start with two unused rows, as in fairseq
-READ = 1  # leading tokens that the last block outputs: the class token, as published
+READ = 1  # leading tokens that the last block outputs: the class token, which the heads read
 LOGIT_SCALE_INIT = math.log(1 / 0.07)  # CLIP's temperature, as in the published code
 INIT_STD = 0.02  # truncated normal, as in the published code
 # Heads that fine-tuning initializes if a checkpoint (such as a pre-trained one) lacks them.
@@ -63,8 +63,8 @@ class Beit3Config:
         heads: number of attention heads.
         ffn_dim: inner width of the feed-forward network.
         layers: number of blocks.
-        vocab_size: rows of the word embedding (64,010 in the published models: 64,000 tokens, four
-            special ids, six unused rows).
+        vocab_size: rows of the word embedding; 64,010 in the published models, whose tokenizer has
+            fewer ids.
         text_positions: rows of the text position embedding, including the offset.
         drop_path: stochastic depth rate of the last block; it rises linearly from 0.
         checkpoint_activations: whether to recompute each block in the backward pass to save memory.
@@ -110,7 +110,7 @@ def model_config(
         vocab_size: rows of the word embedding.
 
     Raises:
-        InputError: unknown name, or a resolution that is not a multiple of the patch size.
+        InputError: unknown name, or a resolution that is not a positive multiple of the patch size.
     """
     match = re.fullmatch(r"beit3_([a-z]+)_patch(\d+)_(\d+)(_retrieval)?", name)
     if match is None or match[1] not in SIZES or int(match[2]) == 0:
@@ -348,11 +348,12 @@ def _init_weights(module: nn.Module) -> None:
 def start_from_scratch(model: Beit3Retrieval) -> None:
     """Initialize a model in place for training without a checkpoint.
 
-    The published initialization (normal, 0.02) is meant for the few parts that a checkpoint lacks.
-    It does not suit training from scratch with Sub-LayerNorm: the output of the first attention is
-    nearly equal for all tokens, and the norm scales it to unit size, which hides the differences.
-    Weight matrices therefore start as in "Foundation Transformers" (Wang et al., arXiv 2210.06423),
-    and embeddings start at a comparable magnitude.
+    The published initialization (truncated normal, standard deviation 0.02) is meant for the few
+    parts that a checkpoint lacks. It does not suit training from scratch with Sub-LayerNorm. The
+    output of the first attention is nearly equal for all tokens, and the norm scales it to unit
+    size, which hides the differences. The linear layers therefore start as in "Foundation
+    Transformers" (Wang et al., arXiv 2210.06423), but with a smaller gain for queries and keys. The
+    embeddings of words and positions start at a comparable magnitude.
     """
     gain = math.sqrt(math.log(2 * model.config.layers))
     for module_name, module in model.named_modules():

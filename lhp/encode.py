@@ -38,8 +38,8 @@ def load_model(
     Args:
         name: architecture, such as ``beit3_large_patch16_384``.
         input_size: resolution in pixels; None uses the resolution in the name.
-        checkpoint: released weights or this project's; position embeddings are resized to the
-            resolution, and heads of other tasks are ignored.
+        checkpoint: released weights or this project's; image position embeddings are resized to
+            the resolution, and heads of other tasks are ignored.
         tokenizer: must not have more ids than the checkpoint's word embedding has rows.
 
     Raises:

@@ -1,6 +1,6 @@
 """Tokenizer of BEiT-3: a SentencePiece model with the ids of XLM-RoBERTa.
 
-The published models use `beit3.spm` (64,000 tokens). The ids 0 to 3 are `<s>`, `<pad>`, `</s>` and
+The published models use `beit3.spm` (64,000 pieces). The ids 0 to 3 are `<s>`, `<pad>`, `</s>` and
 `<unk>`. These four replace SentencePiece's first three entries (`<unk>`, `<s>`, `</s>`), so every
 other id is SentencePiece's plus one. Plain `sentencepiece` is used because the tokenizer class of
 recent `transformers` releases returns different ids for unusual Unicode.

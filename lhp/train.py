@@ -43,8 +43,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps skipped because the
-            loss or a gradient was not finite.
+            unreadable training pair or image, an output that cannot be written, or too many
+            consecutive steps skipped because the loss or a gradient was not finite.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)
@@ -91,7 +91,8 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     are ignored. With ``start=False``, weights are arbitrary: a resumed checkpoint replaces them.
 
     Raises:
-        InputError: sizes, vocabulary or checkpoint do not fit.
+        InputError: the architecture is unknown, the checkpoint is unreadable, or sizes, vocabulary
+            or tensors do not fit.
     """
     sizes = model_config(config.model, input_size=config.input_size)
     if "_mini_" in config.model or "_debug_" in config.model:  # from scratch, with a new vocabulary

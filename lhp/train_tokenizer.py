@@ -1,6 +1,6 @@
 """Train a small SentencePiece model on training captions: `python -m lhp.train_tokenizer`.
 
-LHP models trained from scratch on your own data use the result instead of `beit3.spm`. Its special
+To train LHP from scratch on your own data, use the result instead of `beit3.spm`. The special
 tokens are in the order that `lhp/tokenizer.py` expects.
 """
 
@@ -24,7 +24,8 @@ def train_tokenizer(captions: list[str], path: Path, vocab_size: int) -> int:
         Number of pieces, which is ``vocab_size``.
 
     Raises:
-        InputError: ``vocab_size`` is too large for the captions, or too small for their characters.
+        InputError: ``vocab_size`` is too large for the captions or too small for their characters,
+            or the file cannot be written.
     """
     model = io.BytesIO()
     write_line(f"training a tokenizer of {vocab_size} pieces on {len(captions)} captions")

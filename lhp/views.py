@@ -41,8 +41,8 @@ class HybridView:
         local_prob: probability of the local view.
         crop_scale: area of the local crop as a fraction of the image, minimum and maximum.
         crop_ratio: width over height of the local crop, minimum and maximum.
-        whole: preprocessing that produces the global view (for CLIP, a centre crop); it must not
-            crop an image of ``size`` pixels. None uses BEiT-3's preprocessing.
+        whole: preprocessing that produces the global view (for CLIP, a centre crop). It must not
+            crop a square of ``size`` pixels per side. None uses BEiT-3's preprocessing.
     """
 
     def __init__(
@@ -61,7 +61,10 @@ class HybridView:
         )
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Convert an RGB image to a random view, uint8 [3, size, size]."""
+        """Convert an RGB image to a random view [3, size, size], uint8.
+
+        If ``whole`` cannot be split into two parts, the view is normalized already and is float32.
+        """
         draw = VIEW_DRAW.mean + VIEW_DRAW.stdev * float(torch.randn(()))
         # The crop already has the final size, so the preprocessing does not resize it.
         return self.whole.pixels(self.crop(image) if draw > self.threshold else image)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Install each requirements file alone in a fresh environment and run its commands with --help.
+# Install requirements_lhp.txt and requirements_uit.txt, each alone in a fresh environment, and run
+# the commands of each with --help.
 #   bash scripts/check_requirements.sh            each file installs PyTorch, about 5.5 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,8 +1,8 @@
 """Fine-tune BLIP-2's first stage on PAB: `python scripts/finetune_blip2.py`.
 
-The command tunes LAVIS's `pretrain_vitL` with LHP's views and recipe (`pab/training/pairs.py`).
-`--freeze image` freezes the image tower, as in the BLIP-2 paper. `--lora_rank 16` trains LoRA
-adapters.
+By default, the command tunes LAVIS's `pretrain_vitL`, with LHP's views and recipe
+(`pab/training/pairs.py`). `--freeze image` freezes the image tower, as in the BLIP-2 paper.
+`--lora_rank 16` trains LoRA adapters.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Tune a vision-language reranker: `python scripts/finetune_reranker.py`.
 
-The reranker learns from questions: a caption, its right image, and wrong images. They come from
-`python -m ensemble.mine` (`--pairs`), or from all training pairs with their twins. The tuned model
-is written to `OUTPUT_DIR/model`; pass this folder to `scripts/rerank_infer.py --model`. The recipe
-is in `pab/encoders/st/tune_reranker.py`.
+The reranker learns from questions: each has a caption, its right image, and wrong images. The
+questions come from `python -m ensemble.mine` (`--pairs`), or from all training pairs with their
+twins. The tuned model is written to `OUTPUT_DIR/model`; pass this folder to
+`scripts/rerank_infer.py --model`. The recipe is in `pab/encoders/st/tune_reranker.py`.
 """
 
 from __future__ import annotations

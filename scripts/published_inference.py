@@ -28,14 +28,14 @@ MEMBERS = {
     "blip2_score": ["scripts/blip2_infer.py"],
     "clip_score": ["scripts/clip_infer.py"],
 }
-# Settings of UIT that are derived from other flags or belong to the fusion.
+# Settings of UIT that are derived from other flags, belong to the fusion or are not offered.
 NOT_UIT = {"candidates", "save_itc", "save_score", "output_file", "top_k"}
 UIT = {field.name for field in fields(InferConfig)} - NOT_UIT
 FUSION = {field.name for field in fields(RunConfig)} - {"uit_score"}
 
 
 def commands(script: str, argv: list[str]) -> list[list[str]]:
-    """Return the Python arguments of each step; check all settings before the first step.
+    """Check the settings of UIT and of the fusion; return the Python arguments of each command.
 
     Args:
         script: ``infer_all`` or ``iterative_ensemble``.

@@ -110,7 +110,7 @@ fuse() {  # member flags ...
     $python -m ensemble.run "${weights[@]}" --uit_score none --blip2_score none --clip_score none \
         "$@" "${order[@]}" --save_score "$out/fused$set.pt" --output_file "$out/predictions$set.txt"
 }
-fuse_all() {  # fuse one member after the other; with labels, compare each step
+fuse_all() {  # with labels, add one member after the other and compare each fusion; else fuse all
     local step=lhp members=(--beit3_score "$out/score_lhp$set.pt") name
     for name in lhp uit blip2 clip; do
         if [ $name != lhp ]; then

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install the requirements of the photo search's tests: Debian's Chromium, axe-core (accessibility)
-# and opencv-doc, which contains a real surveillance clip (vtest.avi). Without the clip, its test is
-# skipped.
+# and opencv-doc, which contains a real surveillance clip (vtest.avi). Without the clip, the test
+# that reads it is skipped.
 #   bash scripts/setup_browser.sh
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -1,4 +1,4 @@
-"""UIT's training augmentation: flip, up to two operations, normalization, random erasing.
+"""UIT's training view: resizing, flip, up to two operations, normalization, random erasing.
 
 The loader's processes draw a view and return uint8 pixels and the rectangle to erase. The device
 normalizes the pixels and then erases the rectangle.
@@ -97,7 +97,7 @@ class TrainingView:
 
     Args:
         size: side of the output, pixels.
-        augmentation: strength of the random changes.
+        augmentation: probabilities and strength of the random changes.
     """
 
     def __init__(self, size: int, augmentation: Augmentation) -> None:
@@ -110,7 +110,7 @@ class TrainingView:
         self.erasing = v2.RandomErasing(augmentation.erasing_prob, ERASED_AREA, ERASED_RATIO)
 
     def draw(self, image: Image.Image) -> tuple[Tensor, Rectangle]:
-        """Draw a view of an RGB image, uint8 [3, size, size], and a rectangle to erase."""
+        """Draw a view of an RGB image, uint8 [3, size, size], and a rectangle (may be empty)."""
         image = self.flip(self.resize(image))
         if self.level is not None:
             every = list(operations(self.level).values())

@@ -5,8 +5,9 @@ Understanding" (arXiv 1810.04805). Cross-attention in the upper half follows Li 
 before Fuse" (arXiv 2107.07651). Parameter names match the published checkpoints.
 
 Layers below ``fusion_layer`` read only text. Each later layer adds cross-attention from the text to
-an image's tokens, between self-attention and feed-forward. Keys and values depend only on the
-image, so they are computed once per image (:meth:`Bert.image_memory`) and shared by all its texts.
+an image's tokens, between self-attention and feed-forward. The keys and values of cross-attention
+depend only on the image. They are therefore computed once per image (:meth:`Bert.image_memory`) and
+shared by all its texts.
 
 Deliberate differences from the published code, which change results only by rounding: attention
 uses `scaled_dot_product_attention`, and padding is excluded by a boolean mask instead of a bias of
@@ -182,7 +183,7 @@ class Layer(nn.Module):
         self.output = BranchOutput(config, config.ffn_dim)
 
     def attend(self, x: Tensor, mask: Tensor | None, at: Tensor | None = None) -> Tensor:
-        """Apply only self-attention, which does not depend on the image.
+        """Apply only self-attention, which does not read the image tokens.
 
         Args:
             x: [B, N, D].
@@ -309,7 +310,7 @@ class Bert(nn.Module):
         """Run the cross encoder on pairs of texts and images, up to its last layer.
 
         Shared computations run once: the first layer's self-attention per text, and the keys and
-        values per image.
+        values of cross-attention per image.
 
         Args:
             text: T texts [T, N, D], from :meth:`encode_text`.

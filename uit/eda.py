@@ -3,7 +3,7 @@
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
 Classification Tasks" (arXiv 1901.11196). One of four operations is chosen at random: replace words
 with synonyms, insert synonyms, swap words, or delete words. The result has only lower-case letters
-and spaces.
+and spaces, unless the caption has no letters.
 
 Synonyms come from WordNet through NLTK, which does not include WordNet's files. Missing files
 raise an error. Without synonyms (`--no_synonyms`), EDA only swaps or deletes words.
@@ -55,10 +55,11 @@ class WordNet:
     Each process opens its own files, because loader workers must not share file positions.
 
     Args:
-        folder: NLTK data folder with ``corpora/wordnet``; None uses NLTK's search path.
+        folder: NLTK data folder with ``corpora/wordnet``, searched before NLTK's search path; None
+            searches only that path.
 
     Raises:
-        InputError: the files are missing.
+        InputError: the files are missing or cannot be read.
     """
 
     def __init__(self, folder: str | Path | None = None) -> None:
@@ -121,13 +122,13 @@ def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random)
 
     Args:
         caption: any text.
-        share: number of replacements, insertions or swaps as a fraction of the words (at least one
-            is made), and the probability of deleting a word.
+        share: maximum number of replacements, insertions or swaps as a fraction of the words (one
+            is always allowed), and the probability of deleting a word.
         synonyms: source of synonyms; None disables the two operations that need them.
         draw: random generator.
 
     Returns:
-        Lower-case letters and spaces; the unchanged caption if it has no letters.
+        Letters a to z and spaces; the unchanged caption if it has none of these letters.
     """
     words = letters(caption).split()
     if not words:

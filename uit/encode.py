@@ -99,7 +99,7 @@ def encode_gallery(
 ) -> GalleryFeatures:
     """Encode a gallery to tokens and vectors, with one batch of images in memory at a time.
 
-    With several processes, each process encodes a part and receives all features.
+    With several processes, each process encodes some of the images and receives all features.
 
     Args:
         model: model, with weights of the dtype ``compute.weights``.
@@ -133,7 +133,7 @@ def encode_gallery(
 
 @dataclass(frozen=True)
 class UitEncoder(BatchEncoder):
-    """UIT's image and text towers as an encoder, compared by ITC similarity.
+    """UIT's image and text towers as an encoder, whose scores are ITC similarities.
 
     Attributes:
         model: model, with weights of the dtype ``compute.weights``.
@@ -152,7 +152,7 @@ class UitEncoder(BatchEncoder):
         """Return the token ids of each caption.
 
         Raises:
-            InputError: the vocabulary does not cover the captions.
+            InputError: there is no caption, or more than half of the captions' pieces are unknown.
         """
         rows = [self.tokenizer.encode(caption) for caption in as_captions(captions)]
         self.tokenizer.check_known(rows)
@@ -164,7 +164,7 @@ class UitEncoder(BatchEncoder):
         Each caption is padded to the tokenizer's ``max_length``, as published.
 
         Raises:
-            InputError: the vocabulary does not cover the captions.
+            InputError: see :meth:`ids`.
         """
         rows, size, device = self.ids(captions), self.compute.batch_size, self.compute.device
         padded = self.tokenizer.pad_rows(rows, self.tokenizer.max_length)

@@ -1,7 +1,7 @@
 """Score a gallery with UIT: `python -m uit.infer` writes a score file and a ranked list.
 
-Each query's candidates come from a score file (`--candidates`; the paper uses LHP's) or from UIT's
-ITC similarity. The cross encoder then scores the candidates.
+Each query's candidates come from a score file or a ranked list (`--candidates`; the paper uses
+LHP's scores), or from UIT's ITC similarities. The cross encoder then scores the candidates.
 """
 
 from __future__ import annotations

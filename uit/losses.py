@@ -20,7 +20,7 @@ MIM_EPS = 1e-5  # added to the number of masked pixels, as in SimMIM
 def contrastive_loss(
     image: Tensor, text: Tensor, identity: Tensor, temperature: Tensor, label_smoothing: float
 ) -> Tensor:
-    """Compute ITC: cross entropy in both directions, with equal targets for equal identities.
+    """Compute ITC: cross entropy in both directions; pairs of one identity share the target.
 
     Args:
         image: unit vectors [B, D].

@@ -1,8 +1,8 @@
 """Create a small WordPiece vocabulary from captions: `python -m uit.make_vocabulary`.
 
-Models trained from scratch on captions with few distinct words use it; models that start from BERT
-use BERT's. Frequent words become single pieces. Any other word is split into its longest known
-prefix, followed by single characters.
+Use it to train a model from scratch on captions with few distinct words; models that start from
+BERT need BERT's vocabulary. Frequent words become single pieces. Any other word is split into its
+longest known prefix, followed by single characters.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def make_vocabulary(captions: Iterable[str], folder: Path, vocab_size: int) -> i
         Number of pieces written.
 
     Raises:
-        InputError: special tokens and characters alone exceed the limit.
+        InputError: special tokens and characters alone exceed the limit, or the file cannot be
+            written.
     """
     normalizer, split = BertNormalizer(lowercase=True), BertPreTokenizer()
     counts: Counter[str] = Counter()

@@ -28,8 +28,8 @@ class WordMasking:
     """Settings of masking word pieces in a caption.
 
     Attributes:
-        share: fraction of the caption's pieces to mask.
-        most: maximum number of pieces per caption.
+        share: maximum fraction of the caption's pieces to mask; one piece is always allowed.
+        most: maximum number of masked pieces per caption.
         ngram_share: probability of choosing a run of words instead of one word.
         ngram_words: maximum words per run, at least 2.
     """
@@ -52,9 +52,9 @@ def hide_words(
         draw: random generator.
 
     Returns:
-        The masked ids, and the chosen positions in ascending order. Of the chosen pieces, 80 %
-        become ``[MASK]``, 10 % a random piece, and 10 % are unchanged. No piece is chosen if every
-        word has more pieces than the limit.
+        The masked ids, and the chosen positions in ascending order. On average, 80 % of the chosen
+        pieces become ``[MASK]``, 10 % become a random piece, and 10 % are unchanged. No piece is
+        chosen if every word has more pieces than may be masked.
     """
     pieces = len(ids) - 2
     cap = min(masking.most, max(1, round(masking.share * pieces)))

@@ -1,6 +1,6 @@
 """UIT, the unified image-text model: Swin and BERT with heads for ITC, ITM, MLM and MIM.
 
-Source: the method's paper (arXiv 2511.22470). Parameter names match its released checkpoint. The
+Source: the method's paper (arXiv 2511.22470). Parameter names match the released checkpoint. The
 losses are in `uit/losses.py`; this module computes their inputs.
 
 Shape letters: `B` batch, `N` text tokens, `M` image tokens, `C` image width, `D` text width, `E`
@@ -108,7 +108,7 @@ def tensor_names(config: UitConfig) -> frozenset[str]:
 
 
 class MaskToken(nn.Module):
-    """Mask token of hidden patches, with the parameter name of the checkpoints."""
+    """Token that replaces masked patches, with the parameter name of the checkpoints."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -190,9 +190,9 @@ class Uit(nn.Module):
     def rate_scale(name: str) -> float:
         """Return :data:`RATE_SCALE` for parts with a higher learning rate, else 1.
 
-        By published name, these are the last two of Swin's four stages, the last two of the six
-        layers in each of text tower and cross encoder, the projections, the match head and the
-        language-model head. A smaller model has only some of these names.
+        The parts are selected by published name. They are the last two of Swin's four stages, the
+        last two of the six layers of the text tower and of the cross encoder, the projections, the
+        match head and the language-model head. A smaller model has only some of these names.
         """
         faster = (
             r"vision_encoder\.layers\.[23]\.|text_encoder\.bert\.encoder\.layer\.(4|5|10|11)\.|"

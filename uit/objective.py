@@ -1,8 +1,9 @@
 """Compute UIT's training objective: ITC + ITM + MLM + MIM of one batch.
 
-The losses equal those of separate passes. Captions, augmented captions and masked captions share
-one pass of the text tower. All pairs (true, negative, augmented, masked) share one pass of the
-cross encoder, with keys and values computed once per image.
+Up to rounding and the draws of dropout, the losses equal those of separate passes. Captions,
+augmented captions and masked captions share one pass of the text tower. All pairs (true,
+negative, augmented, masked) share one pass of the cross encoder, with keys and values computed once
+per image.
 
 Shape letters: `B` batch, `N` text ids, `V` caption versions, `P` masked pieces per caption, `S`
 side of the image, `K` mask blocks per side, `M` image tokens, `C` `D` image and text width.
@@ -35,7 +36,7 @@ class UitBatch(NamedTuple):
     """A batch of B pairs.
 
     Attributes:
-        image: [B, 3, S, S].
+        image: [B, 3, S, S]; uint8 from the loader, normalized for the losses.
         identity: [B]; pairs with equal numbers match each other.
         text_ids, text_mask: [V B, N], original captions and, if EDA is on, augmented ones, stacked
             and padded to the tokenizer's maximum length; mask 1 = token.
@@ -44,7 +45,7 @@ class UitBatch(NamedTuple):
         hidden_blocks: [K, K], 1 = masked, for MIM; empty if MIM is off.
         longest: number of ids of the longest caption; a plain number, so that no step has to read
             it from the device.
-        erased: [B, 4], rectangles to erase from uint8 images; None once images are normalized.
+        erased: [B, 4], rectangles to erase from the normalized images; None once they are erased.
     """
 
     image: Tensor
@@ -115,7 +116,7 @@ def uit_losses(
         batch: batch of this process. ITC compares across all processes, MLM averages over the
             masked pieces of all processes, and MIM uses rank 0's mask. As in the release, ITM draws
             its negatives only from this process's batch.
-        weights: weights of the losses in the total; losses with weight 0 are not computed.
+        weights: weights of the losses in the total. With weight 0, MLM and MIM are not computed.
         draw: draws negatives; called twice per caption version, first for a negative image per text
             and then for a negative text per image.
 

@@ -1,10 +1,10 @@
 """Re-rank each query's candidates with the cross encoder.
 
-The scores equal those of a plain loop (per query: gather its candidates, repeat the text, run all
-layers on all tokens), but shared computations run once. An image's keys and values are shared by
-all queries of a group, and a text's self-attention in the first fusion layer by all its candidates.
-The last layer computes only [CLS]. Queries of similar length share a pass, so padding is minimal.
-`benchmarks/uit_rerank.py --ideas` measures the gain of each optimization.
+Up to rounding, the scores equal those of a plain loop (per query: gather its candidates, repeat the
+text, run all layers on all tokens), but shared computations run once. An image's keys and values
+are shared by all queries of a group, and a text's self-attention in the first fusion layer by all
+its candidates. The last layer computes only [CLS]. Queries of similar length share a pass, so
+padding is minimal. `benchmarks/uit_rerank.py --ideas` measures the gain of each optimization.
 
 Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `M` image tokens, `C`
 width of the image tokens, `T` texts of a pass, `N` text tokens, `D` text width.
@@ -53,7 +53,7 @@ class UitReranker(Reranker):
 
     Args:
         encoder: encoder of the ITC stage.
-        compute: settings of ``encoder``, with a cache of vectors and tokens.
+        compute: settings of ``encoder``; its cache, if any, holds vectors and tokens.
         stored: further keyword arguments of :func:`uit.encode.encode_gallery`.
     """
 
@@ -95,7 +95,7 @@ def open_reranker(config: InferConfig) -> UitReranker:
     """Load the model specified by the settings; its cache also holds image tokens.
 
     Raises:
-        InputError: see :func:`uit.encode.load_encoder`.
+        InputError: see :func:`uit.encode.load_encoder`; or the cache folder cannot be created.
     """
     encoder = load_encoder(config)
     compute = encoder.compute.with_cache({**encoder.fingerprint, "features": "with tokens"})
@@ -176,7 +176,7 @@ class _Budget(NamedTuple):
     of_memory: int
 
     def plan(self, images: int) -> tuple[int, bool]:
-        """Return the images per group, and whether all images' tokens stay on the device.
+        """Return the maximum images per group, and whether all images' tokens stay on the device.
 
         Args:
             images: number of images that this process re-ranks.
@@ -306,7 +306,7 @@ def _logits(
 
 
 def _groups(order: Sequence[int], candidates: np.ndarray, most: int) -> Iterator[list[int]]:
-    """Split queries, in order, into groups with at most ``most`` distinct images or one query."""
+    """Split queries, in order, into groups of one query or of at most ``most`` distinct images."""
     group: list[int] = []
     used: set[int] = set()
     for query in order:

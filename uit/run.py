@@ -1,8 +1,8 @@
 """Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
 
-`--dist fN` uses the first N GPUs with one process each, through torchrun. For several machines, see
-the environment variables in `pab/core/launch.py`. All settings of `uit.train` are also flags;
-`--bs` and `--epo` are the release's names for batch size and epochs.
+`--dist fN` runs one process on each of the first N GPUs; torchrun starts them if there is more than
+one. For several machines, see the environment variables in `pab/core/launch.py`. All settings of
+`uit.train` are also flags; `--bs` and `--epo` are the release's names for batch size and epochs.
 """
 
 from __future__ import annotations
@@ -69,11 +69,11 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_inputs(config: TrainConfig) -> None:
-    """Reject bad input before torchrun starts, to avoid its long report of failed processes.
+    """Reject bad input before torchrun starts, so that one process reports it, not all of them.
 
     Raises:
-        InputError: data, vocabulary, WordNet or a new run's initial weights are missing, or a
-            folder is not writable.
+        InputError: data, vocabulary or WordNet is missing or invalid, a new run's initial weights
+            are missing, or an output folder or TensorBoard cannot be used.
     """
     check_run_folders(config)
     training_sources(config)
@@ -106,7 +106,7 @@ def evaluate(config: TrainConfig, k_test: int, *, same_caption_counts: bool = Fa
 
 
 def _words(argv: list[str]) -> list[str]:
-    """Expand the release's short flag names and add the default config."""
+    """Expand the release's short flag names; add the config of ``--debug``, or the default."""
     words = []
     for word in argv:
         flag, equals, value = word.partition("=")
@@ -152,7 +152,7 @@ def _process_count(dist: str, config: TrainConfig) -> int:
     """Parse N from ``fN``.
 
     Raises:
-        InputError: malformed, or more GPUs than available.
+        InputError: the value is malformed, or asks for more GPUs than there are.
     """
     match = re.fullmatch(r"f([1-9]\d*)", dist)
     if match is None:

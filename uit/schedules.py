@@ -1,4 +1,4 @@
-"""UIT's learning-rate schedules, as a multiplier of the learning rate per step.
+"""UIT's learning-rate schedules: each maps a step to a multiplier of the peak learning rate.
 
 Source: the method's release (`step` as released, `cosine` as in the paper).
 """
@@ -13,7 +13,7 @@ Schedule = Literal["step", "linear", "cosine"]
 WARMUP_STEPS = 500  # of `step` and `linear`
 DROPS = ((7, 0.2), (4, 0.5))  # `step`: (multiple of the warm-up, factor from there on)
 COSINE_WARMUP_SHARE = 0.02  # fraction of all steps
-COSINE_END = 0.1  # final multiplier
+COSINE_END = 0.1  # multiplier at the end of the run
 
 
 def multiplier(

@@ -39,8 +39,8 @@ def train(config: TrainConfig, command: str) -> None:
 
     Raises:
         InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training image, or too many consecutive steps skipped because the
-            loss or a gradient was not finite.
+            unreadable training pair or image, an output that cannot be written, or too many
+            consecutive steps skipped because the loss or a gradient was not finite.
     """
     # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
@@ -126,7 +126,7 @@ def text_draws(config: TrainConfig) -> TextDraws:
     """Create the settings of the random choices for a caption.
 
     Raises:
-        InputError: WordNet is needed but missing.
+        InputError: WordNet is needed, but missing or unreadable.
     """
     masking = WordMasking(config.mlm_share, config.mlm_most, config.ngram_share, config.ngram_words)
     return TextDraws(
@@ -157,7 +157,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
     With ``start=False``, the weights are arbitrary, because a resumed checkpoint replaces them.
 
     Raises:
-        InputError: sizes, vocabulary or checkpoint do not match.
+        InputError: a checkpoint is unreadable, or sizes, vocabulary or tensors do not fit.
     """
     sizes = with_vocabulary(model_config(config.model, config.input_size, config.window), tokenizer)
     stride = config.input_size // sizes.swin.grids[0]
@@ -182,9 +182,9 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
 
 
 def validation_metrics(model: Uit, tokenizer: Tokenizer, setup: Setup, k: int) -> dict[str, float]:
-    """Compute validation metrics, in percent, of the ITC ranking and after re-ranking its k best.
+    """Compute validation metrics of the ITC ranking, and after re-ranking its k best images.
 
-    The names of the ITC metrics begin with "itc".
+    The figures are in percent; the names of those of the ITC ranking begin with "itc".
     """
     retrieval = validation_retrieval(setup.data)
     assert retrieval.gallery is not None

@@ -43,7 +43,7 @@ def load_uit(model: Uit, path: str | Path, *, start: bool = False) -> LoadReport
 
 
 def uit_state(path: str | Path, fits: Collection[str]) -> dict[str, Tensor]:
-    """Read the weights of a UIT or CMP checkpoint without duplicates.
+    """Read the weights of a UIT, CMP or person-search checkpoint, without duplicate tensors.
 
     Args:
         path: a released checkpoint (its ``model`` has duplicate tensors), or one of this project.
@@ -122,7 +122,8 @@ def bert_file(path: str | Path) -> Path:
         path: the file, or a folder that contains it under any name.
 
     Raises:
-        InputError: the folder has no weights, or those of another model.
+        InputError: the folder has no weights, those of another model, or several files without a
+            usual name.
     """
     path = Path(path)
     return weights_of_folder(path, Family.BERT) if path.is_dir() else path
@@ -177,10 +178,10 @@ def start_weights(model: Uit, *, checkpoint: str, swin: str, bert: str) -> None:
 def start_from_scratch(model: Uit) -> None:
     """Initialize a model in place for training without a checkpoint.
 
-    The published initialization (normal, 0.02) is meant for the few parts that a checkpoint lacks,
-    and for widths of 768 and more. In a small network, branch outputs would be tiny compared with
-    the residuals, and the cross encoder would hardly use the image. Here, matrices are scaled by
-    their width (Glorot and Bengio, AISTATS 2010).
+    The published initialization (standard deviation 0.02) is meant for the few parts that a
+    checkpoint lacks, and for widths of 768 and more. In a small network, branch outputs would be
+    tiny compared with the residuals, and the cross encoder would hardly use the image. Here, the
+    matrices of linear layers are scaled by their width (Glorot and Bengio, AISTATS 2010).
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):

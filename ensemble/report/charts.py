@@ -9,7 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-WIDTH, HEIGHT = 360, 250  # as wide as a phone's screen, so that axis labels are legible on it
+WIDTH, HEIGHT = 360, 250  # the width of a phone's screen, so that axis labels are legible there
 LEFT, RIGHT, TOP, BOTTOM = 54, 12, 12, 42  # margins
 TICKS = 5
 
@@ -79,7 +79,8 @@ def line_chart(
         series: one or more series, each with one or more points.
         x_label, y_label: labels of the axes.
         x_ticks: positions of the x labels; None chooses round numbers.
-        log_x: use a logarithmic x axis; all x must be positive.
+        log_x: use a logarithmic x axis; all x and ``x_ticks`` must be positive. Set ``x_ticks``,
+            because round numbers can include 0.
     """
     xs = [x for one in series for x in one.x]
     ys = [y for one in series for y in one.y]

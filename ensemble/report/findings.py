@@ -60,7 +60,8 @@ def weight_sweep(path: str | Path) -> Chart:
         path: trials file written by `ensemble.search`.
 
     Raises:
-        InputError: the file is missing, or is not a trials file of ``--method steps``.
+        InputError: the file cannot be read, is not a trials file, or has no member with several
+            weights (as after ``--method simplex``).
     """
     path = existing_file(path, "the trials of ensemble.search")
     found: dict[str, dict[float, tuple[float, float]]] = defaultdict(dict)
@@ -116,7 +117,8 @@ def by_action(
 ) -> list[tuple[str, int, list[float]]]:
     """List actions with their number of queries and R@1 per ranking, in percent.
 
-    Actions are sorted by ascending R@1 of the first ranking.
+    Actions are sorted by ascending R@1 of the first ranking. Actions with fewer than
+    :data:`LEAST_OF_AN_ACTION` queries are omitted.
 
     Args:
         queries: queries in the order of the ranks.

@@ -30,7 +30,7 @@ class NamedScores:
 
     @property
     def origin(self) -> str:
-        """Describe model and checkpoint of a member, or rule, weights and decoding of a fusion."""
+        """Describe a member's model and checkpoint, or a fusion's rule, weights and decoding."""
         meta = self.scores.meta
         members = meta.get("members")
         if not isinstance(members, list) or not all(isinstance(one, dict) for one in members):
@@ -52,7 +52,10 @@ class NamedScores:
 
 
 def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
-    """Return name and best rank of a right image per query [Q], for each ranking with labels."""
+    """Return name and best rank of a right image per query [Q], for each ranking with labels.
+
+    The rank is 0 if the file lists only some images of a query, and none of them is right.
+    """
     return [
         (ranking.name, np.asarray(ranking.evaluation.metrics.best_rank))
         for ranking in rankings
@@ -61,11 +64,11 @@ def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
 
 
 def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]:
-    """Read ``NAME=FILE`` score files, align their rows and columns, and evaluate them.
+    """Read ``NAME=FILE`` score files, align them, and evaluate them if there are labels.
 
     Raises:
-        InputError: a malformed ``NAME=FILE``, a duplicate name, or files whose queries or galleries
-            do not match the annotation or each other.
+        InputError: ``NAME=FILE`` is malformed, a name occurs twice, a file cannot be read, or its
+            queries or images do not match the annotation or the first file.
     """
     rankings: list[NamedScores] = []
     for text in named:
@@ -91,7 +94,7 @@ def check_steps(steps: Sequence[str], rankings: Sequence[NamedScores]) -> None:
     """Reject fusion steps that cannot be compared.
 
     Raises:
-        InputError: a name without ``--score``, a single step, or no labels.
+        InputError: a name is not one of ``--score``, only one is given, or there are no labels.
     """
     known = [one.name for one in rankings]
     unknown = next((name for name in steps if name not in known), None)

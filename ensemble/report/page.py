@@ -1,8 +1,9 @@
 """Write an HTML report with metrics and ranked images, in one self-contained file.
 
-The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. The page
-shows the ten best images per query of the first ``--score``, the main score file. Other score files
-add figures to the tables, lines to the curves, and a collapsed list of ten images per query.
+The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. For a
+choice of queries, the page shows the ten best images of the first ``--score``, the main score file.
+Other score files add figures to the tables, lines to the curves, and a collapsed list of ten images
+per displayed query.
 ``--steps`` names score files in fusion order; the page then counts the queries that each step won
 and lost, and shows examples. ``--trials`` adds the weight sweep of the search.
 
@@ -53,7 +54,7 @@ from pab.ranking import rows_in_order
 from pab.training.run_log import git_state
 
 TOP_IMAGES = 10
-FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures
+FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures and successes
 TITLE = "Text-based person anomaly retrieval"
 FAILURES = {  # kinds of failure; a query can have several
     "near": f"right image at rank 2 to {TOP_IMAGES}",
@@ -117,13 +118,14 @@ def write_report(
         gallery: images of the gallery.
         n_queries: number of displayed queries.
         title: title of the page.
-        seed: seed of the sample of successes and of the bootstrap.
+        seed: seed of the samples (displayed queries, examples of steps) and of the bootstrap.
         steps: names of rankings in fusion order; the page shows the changes between them.
         trials: trials file of the search, for its weight sweep.
         command: command line to show on the page.
 
     Raises:
-        InputError: a displayed image is missing or unreadable, or the trials file is invalid.
+        InputError: a displayed image is missing or unreadable, the trials file is invalid, or the
+            report cannot be written.
     """
     main = rankings[0]
     sweep = None if trials is None else weight_sweep(trials)  # rejects a bad file early
@@ -176,7 +178,7 @@ def choose_queries(
 ) -> list[int]:
     """Choose the rows of the displayed queries: the worst failures, then a sample of successes.
 
-    Normal and abnormal queries alternate as long as both kinds remain.
+    The choice alternates between normal and abnormal queries as long as both kinds remain.
 
     Args:
         ranks: ``[Q]``, rank of the right image; above 1 is a failure. None draws a random sample.
@@ -185,7 +187,8 @@ def choose_queries(
         seed: seed of the sample.
 
     Returns:
-        Up to ``n`` rows: failures by descending rank, then successes in input order.
+        Up to ``n`` rows: failures by descending rank, then successes in input order. Without ranks,
+        all rows are in input order.
     """
     rows = list(range(len(kinds)))
     shuffled = random.Random(seed).sample(rows, len(rows))

@@ -11,7 +11,8 @@ from pab.data.thumbnails import data_url
 from pab.ranking import top_k
 from pab.scores import ScoreFile
 
-LARGE_PX, SMALL_PX = 192, 128  # longer side of thumbnails: main ranked lists, other lists
+# Longer side of thumbnails, pixels; the small side is for images that are only in collapsed lists.
+LARGE_PX, SMALL_PX = 192, 128
 QUALITY = 60  # WebP; the report of the mini test set then stays below 3 MB
 
 
@@ -39,7 +40,7 @@ class Album:
     def ranked(
         self, scores: ScoreFile, row: int, ranks: Sequence[int], side: int = LARGE_PX
     ) -> list[Picture]:
-        """Return the images at the given ranks of a query, with their marks.
+        """Return the images at the given ranks of a query, with marks; add missing thumbnails.
 
         Args:
             scores: score file of the ranking.

@@ -34,7 +34,7 @@ form.addEventListener("input", apply);
 form.addEventListener("reset", () => setTimeout(apply));  // after the fields are reset
 form.addEventListener("submit", event => event.preventDefault());
 
-// Images: a click or Enter enlarges an image; arrow keys move to its neighbours, so that each query is a single tab stop.
+// Images: a click, Enter or the space bar enlarges an image. Arrow keys move to its neighbours, so each query needs only one tab stop.
 const zoom = document.getElementById("zoom");
 let current = null;
 const visible = from => [...from.closest("article, .step").querySelectorAll(".shot")].filter(shot => shot.getClientRects().length);

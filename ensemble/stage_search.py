@@ -34,7 +34,7 @@ FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 # which Protocol-Aware Assignment uses a prior of 0.5, a tau of 0.5 and a slack of 1.
 RERANKER_UNITS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 DEPTHS = (5, 10, 20, 50)  # images per query
-# Parameter that is chosen for a decoding; for all others, it is the factor.
+# Parameter that is chosen for these decodings; for all others, it is the factor.
 NUMBERS: dict[Decoding, str] = {"assignment": "slack", "margin": "tau"}
 
 

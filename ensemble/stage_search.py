@@ -117,7 +117,7 @@ class Stages:
         everyone_fits = len(self.query_ids) <= len(self.gallery_ids) and settings.top is None
         for value in values:
             if math.isinf(value) and not everyone_fits:
-                continue  # infeasible: not every query can be assigned one of its images
+                continue  # may be infeasible: each query would need an image of its own
             change: dict[str, Any] = {number: None if math.isinf(value) else value}
             tried = replace(settings, **change)
             found, _ = decoded(ranking, self.query_ids, self.gallery_ids, tried, quiet=True)

@@ -27,8 +27,8 @@ def fuse(
 ) -> ScoreFile:
     """Fuse the scores of several models, with the settings of ``python -m ensemble.run``.
 
-    Rows and columns are aligned by id, and each matrix is scaled. The published ``iterative``
-    fusion then computes ``S = w S + (1 - w) T`` for each further matrix ``T``.
+    Rows and columns are aligned by id. ``iterative`` and ``sum`` then scale each matrix. The
+    published ``iterative`` fusion computes ``S = w S + (1 - w) T`` for each further matrix ``T``.
 
     Args:
         scores: score files or their paths, in fusion order; each has ``Q`` queries and ``G``
@@ -37,17 +37,19 @@ def fuse(
             after the first is added. ``sum``: the shares of the files, which sum to 1.
             ``reciprocal_rank``: must be empty.
         fusion: ``iterative``, ``sum``, or ``reciprocal_rank`` (the sum of ``1 / (k + rank)``).
-        scaling: ``minmax`` (published), ``minmax_query``, ``zscore`` or ``rank``.
+        scaling: ``minmax`` (published), ``minmax_query``, ``zscore`` or ``rank``;
+            ``reciprocal_rank`` does not use it.
         rank_k: k of ``reciprocal_rank``.
         query_ids: query ids in the order of the fused rows, and of the lines of ranked lists; None
-            uses the first file's order.
+            uses the first file's order, or line numbers if all files are ranked lists.
 
     Returns:
         The fused score file, float32 ``[Q, G]``; ``meta`` records files and weights.
 
     Raises:
-        InputError: a wrong number of weights, a setting out of range, a file that cannot be read,
-            or ids that differ between files.
+        InputError: no files, a wrong number of weights, weights or settings out of range, shares
+            that do not sum to 1, a file that cannot be read, ids that differ between files or from
+            ``query_ids``, or scores that do not rank any query or overflow.
     """
     settings = {"fusion": fusion, "scaling": scaling, "rank_k": rank_k}
     config = load_config(RunConfig, None, settings)

@@ -89,7 +89,7 @@ def decoded(
     *,
     quiet: bool = False,
 ) -> tuple[Ranking, dict[str, Any]]:
-    """Apply a decoding; return the ranking and the facts. ``quiet`` omits its notice."""
+    """Apply a decoding; return the ranking and facts. ``quiet`` omits the notice of sinkhorn."""
     scores, evidence = ranking.scores, ranking.evidence
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()
@@ -125,8 +125,8 @@ def ladder_table(rungs: Sequence[tuple[str, Metrics]], seed: int = 0) -> str:
         seed: seed of the bootstrap.
 
     Returns:
-        One line per stage. The last cell is the gain in R@1 over the previous stage, in percentage
-        points, with its paired 95 % bootstrap interval over queries.
+        A header, then one line per stage. The last cell of a line is the gain in R@1 over the
+        previous stage, in percentage points, with its paired 95 % bootstrap interval over queries.
     """
     gains = ["-"]
     for (_, before), (_, after) in pairwise(rungs):

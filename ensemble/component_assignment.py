@@ -4,8 +4,8 @@ Queries and the first images of their rankings form a bipartite graph. A compone
 duplicate top-1 image is unchanged. In every other component, each query is assigned one of its
 first images, or keeps its current top-1 image at the price of the slack.
 
-This is the last stage of Protocol-Aware Assignment. Utilities are rounded to steps of 1e-5, so that
-equal utilities stay equal despite rounding errors.
+This is the last stage of Protocol-Aware Assignment. Utilities are rounded to multiples of 1e-5, so
+that equal utilities stay equal despite rounding errors.
 
 Shape letters: `Q` queries, `K` considered images per query.
 """

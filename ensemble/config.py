@@ -148,11 +148,11 @@ class FusionConfig(LabelConfig):
             )
 
     def check_reranker(self, depth: int, flag_name: str) -> None:
-        """Reject several rerankers, and an assignment over more images than a reranker scores.
+        """Reject several rerankers, and an assignment over more images than a reranker reorders.
 
         Args:
             depth: smallest number of images per query that the reranker reorders.
-            flag_name: flag that sets it, for the error.
+            flag_name: flag that sets the depth, for the error.
         """
         if len(self.rerank) > 1:
             raise InputError(
@@ -203,8 +203,8 @@ class FusionConfig(LabelConfig):
     def members(self) -> list[Member]:
         """Return the given members in fusion order.
 
-        The first member needs no weight. With the rules ``sum`` (which uses shares) and
-        ``reciprocal_rank``, no member needs one.
+        The first member needs no weight. In a search, and with the rules ``sum`` (which uses
+        shares) and ``reciprocal_rank``, no member needs one.
 
         Raises:
             InputError: a malformed flag, a missing weight, or shares that do not match the members.

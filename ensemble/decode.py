@@ -17,7 +17,8 @@ in the score file's ``meta`` is false after a joint decoding. Choose prices and 
 validation data.
 
 ``margin`` and ``assignment`` change only top-1 images. Their margins and utilities come from a
-reranker's scores if available, otherwise from the input scores.
+reranker's scores if available, otherwise from the scores that
+:func:`ensemble.chain.stages` describes.
 
 Shape letters: `Q` queries, `G` gallery images, `N` captions of the bank.
 """
@@ -97,7 +98,8 @@ def decode(
         evidence: source of margins and utilities; None uses ``scores``.
 
     Raises:
-        InputError: a bank with another gallery, an infeasible assignment, or an overflow.
+        InputError: a bank that cannot be read or has another gallery, an infeasible assignment, or
+            an overflow.
     """
     match settings.method:
         case "none":
@@ -240,9 +242,10 @@ def assignment(
 ) -> Tensor:
     """Return the one-to-one assignment with the largest total score.
 
-    A query may opt out and keep its own top-1 image, even if other queries have the same image. It
-    then adds the score of its top-1 image minus ``slack`` to the total. Therefore, no query loses
-    more than ``slack``. Images may remain unassigned.
+    Unless ``slack`` is None, a query may opt out and keep its own top-1 image, even if other
+    queries have the same image. It then adds the score of its top-1
+    image minus ``slack`` to the total. Therefore, no query loses more than ``slack``. Images may
+    remain unassigned.
 
     Args:
         scores: [Q, G].
@@ -266,7 +269,7 @@ def assignment(
         )  # fmt: skip
     order = sorted(range(n_queries), key=query_ids.__getitem__)
     # Other queries use at most Q - 1 of a query's images, so its Q best images suffice. With
-    # evidence, the top-1 image may not be among these, so one more image is needed.
+    # evidence, an earlier stage may have put another image first, so one more image is needed.
     width = min(n_gallery, n_queries + (evidence is not None), top or n_gallery)
     columns = top_k(scores, width)  # [Q, width], best first
     values = (evidence or Evidence(scores)).of(columns)[order]

@@ -135,7 +135,10 @@ class Fusion:
         return self._fused(blocks, start)
 
     def _fused(self, blocks: Sequence[Tensor], start: int) -> Tensor:
-        """Fuse blocks of the members' unscaled scores; for valid blocks, see :meth:`_scaled`."""
+        """Fuse blocks of the members' unscaled scores.
+
+        For valid blocks, see :meth:`_parts` (reciprocal ranks) and :meth:`_scaled` (other rules).
+        """
         if self.rule == "reciprocal_rank":
             parts = [self._parts(number, block, start) for number, block in enumerate(blocks)]
             return exact_scores(torch.stack(parts))
@@ -230,8 +233,8 @@ def aligned(
         how: ``scaling``, ``rule`` and ``rank_k`` of :class:`Fusion`.
 
     Raises:
-        InputError: ids differ from the first member's, or a member has equal scores for all images
-            in every query.
+        InputError: ids differ from the first member's or from ``query_ids``, or a member has equal
+            scores for all images in every query.
     """
     first = files[0]
     wanted = list(first.query_ids if query_ids is None else query_ids)
@@ -276,7 +279,8 @@ def best_candidates(block: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Select the best values of long rows, faster than ``torch.topk``.
 
     Each row is divided into stretches of ``STRETCH`` columns. Only the stretches with the largest
-    maxima, and the columns after the last whole stretch, are searched.
+    maxima, and the columns after the last whole stretch, are searched. Short rows are passed to
+    ``torch.topk``.
 
     Args:
         block: scores [q, G].

@@ -22,18 +22,20 @@ from pab.scoring.members import load_encoder
 def encoded(
     name: str, gallery: Sequence[GalleryImage], config: str | None, checkpoint: str | None
 ) -> Tensor:
-    """Encode the gallery with a member; return unit vectors, float32 [G, D].
+    """Encode the gallery with a member; return unit vectors in the member's dtype, [G, D].
 
-    Vectors in the member's feature cache are reused.
+    Vectors in the member's feature cache are reused, and new ones are added to it.
 
     Args:
         name: name of the member.
         gallery: G images.
-        config: YAML file of the member's settings, such as that of its scoring command.
+        config: YAML file of the member's settings, such as that of its scoring command; None uses
+            the defaults.
         checkpoint: the member's checkpoint; None uses the checkpoint in its settings.
 
     Raises:
-        InputError: see :func:`pab.scoring.members.load_encoder`, or an image cannot be read.
+        InputError: the member cannot be loaded (:func:`pab.scoring.members.load_encoder`), or an
+            image cannot be read.
     """
     settings = {} if checkpoint is None else {"checkpoint": checkpoint}
     encoder = load_encoder(name, config=config, feature_cache=True, **settings)
@@ -50,7 +52,8 @@ def stored(path: str, gallery_ids: Sequence[str], ids: str | None) -> Tensor:
             in the file of vectors or, if it has none, the order of ``gallery_ids``.
 
     Raises:
-        InputError: not a matrix, another number of rows, other ids, or values that are not finite.
+        InputError: a file cannot be read or contains no matrix, or the matrix has another number
+            of rows, other ids, or values that are not finite.
     """
     found = read_form(path)
     if not isinstance(found, Matrix):

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pab.core.progress import write_line
 
 STAYS_OUT = -1
-# With this number of pairs, the solver takes seconds: 6 s for 1,978 x 1,978 on one core.
+# From this number of pairs on, the solver takes seconds: 6 s for 1,978 x 1,978 on one core.
 ANNOUNCED_PAIRS = 1_000_000
 
 

@@ -2,7 +2,7 @@
 
 In a form without scores (such as a ranked list), the r-th image of a query scores 1 / r, and images
 that are not listed score 0. A ranked list has no query ids, so the order of its lines must be
-known.
+known unless all members are ranked lists.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def named_numbers(flag: str, texts: Sequence[str]) -> dict[str, float]:
     """Parse the ``NAME:NUMBER`` entries of a flag.
 
     Raises:
-        InputError: an entry without a colon or a number, or a duplicate name.
+        InputError: an entry without a name, a colon or a number, or a duplicate name.
     """
     found: dict[str, float] = {}
     for text in texts:
@@ -149,10 +149,10 @@ def load_members(
 
     Args:
         members: members in fusion order.
-        line_order: query ids in the line order of ranked lists. None uses line numbers if all
-            members are ranked lists.
-        gallery_ids: ids of the gallery, used if no member has the whole gallery. None uses the
-            images that the members list.
+        line_order: query ids in the line order of ranked lists, unless ``queries`` gives it. If
+            both are None, line numbers are used, provided that all members are ranked lists.
+        gallery_ids: ids of the gallery, used if no member has the whole gallery and ``gallery`` is
+            None. If both are None, the gallery consists of the images that the members list.
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
         loaded: validated scores by member path, for members that are already in memory.

@@ -6,7 +6,8 @@ A question is a caption with its right image and wrong ones. There are two kinds
 * `regression`: the right image ranks first, so a reranker must not put a wrong one before it.
 
 Wrong images are the twin, then the best-ranked others. Images that may be right as well are left
-out: images with the same caption, and near-duplicates of the right image. Test sets are refused.
+out: images with the same caption, and near-duplicates of the right image other than the twin
+(checked only with image vectors). Test sets are refused unless `--allow_test` is set.
 
 Shape letters: `Q` queries, `G` gallery images, `D` width of image vectors.
 """
@@ -133,9 +134,10 @@ class Miner:
     def question(
         self, query: Query, ranking: Sequence[int], scores: Tensor
     ) -> tuple[float, Question] | None:
-        """Return the margin of a query's right image, and the question; None if there is none.
+        """Return the margin of a query's right image, and the question; None without a question.
 
-        The margin is the right image's score minus the largest score of the chosen wrong images.
+        The margin is the right image's score minus the largest score of the chosen wrong images;
+        it is infinite if none of them has a score.
 
         Args:
             query: the query.
@@ -217,7 +219,7 @@ class Miner:
 def mined(
     config: MineConfig, retrieval: Retrieval, file: ScoreFile, vectors: Tensor | None
 ) -> tuple[list[Question], Counter[str]]:
-    """Mine all queries, in order; return the questions, and counts of what was left out.
+    """Mine all queries, in order; return the questions, and counts for :func:`report`.
 
     Args:
         config: settings.
@@ -276,7 +278,8 @@ def run(config: MineConfig) -> None:
     """Mine, write the questions, and print counts.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels or image paths, ids that do not
+        InputError: a test set without ``--allow_test``, no labels or image paths, an unreadable
+            file, an output that cannot be written or would overwrite an input, ids that do not
             match, or nothing to mine; nothing is written.
     """
     check_outputs({"out": config.out}, omit="choose another file")

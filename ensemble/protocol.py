@@ -68,10 +68,11 @@ def load_protocol(name: str) -> Protocol:
 def check_answer(
     lines: Sequence[Sequence[str]], query_count: int, gallery_ids: Sequence[str], where: str | Path
 ) -> None:
-    """Check an answer: one line per query, ten distinct gallery names per line.
+    """Check an answer: one line per query, ten gallery names per line (all if there are fewer).
 
     Args:
-        lines: image names, best first, distinct within a line (see :func:`read_ranked_list`).
+        lines: image names, best first; names are distinct within a line, and all lines have the
+            same number of names (see :func:`pab.ranking.read_ranked_list`).
         query_count: number of queries in the protocol's annotation.
         gallery_ids: ids of the protocol's gallery.
         where: answer file, for error messages.

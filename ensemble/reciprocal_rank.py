@@ -90,7 +90,8 @@ def _falling(values: Tensor, falls: Tensor) -> Tensor:
 
     Args:
         values: not negative, nearly descending along a row [q, C].
-        falls: true where a value must be below the previous value [q, C], else they must be equal.
+        falls: true where a value must be below the previous value, false where both must be equal
+            [q, C].
     """
     numbers = torch.arange(values.shape[1]).expand_as(falls)
     begins = torch.where(falls, numbers, 0).cummax(dim=1).values

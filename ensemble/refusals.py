@@ -1,4 +1,4 @@
-"""Refuse test sets where weights, stages or training pairs are chosen."""
+"""Refuse test sets where weights, stages or training questions are chosen."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def refuse_test_set(
 
 
 def is_test_set(retrieval: Retrieval, *files: str | Path | None) -> bool:
-    """Return true if the queries belong to a test set of PAB, according to the paths of the files.
+    """Return true if the queries belong to a test set of PAB, judging by paths of files and images.
 
     Args:
         retrieval: queries, with the images of their gallery.

@@ -1,8 +1,8 @@
 """Reorder the first images of each query by a reranker's scores, with a prior for the fused order.
 
-A reranker (a vision-language model that judges one image and one caption at a time) scores only the
-first images of each query. These images are sorted by reranker score minus prior times place, as in
-Protocol-Aware Assignment.
+A reranker, such as a vision-language model, judges one image and one caption at a time. It scores
+only the first images of each query. These images are sorted by reranker score minus prior times
+place, as in Protocol-Aware Assignment.
 
 Shape letters: `Q` queries, `G` gallery images, `K` places.
 """
@@ -30,8 +30,8 @@ _DIGITS = 9  # blended scores are rounded, so that equal decimals compare equal
 class Evidence:
     """Scores from which margins and utilities are computed."""
 
-    scores: Tensor  # reranker or fused scores, float32 [Q, G]
-    columns: Tensor | None = None  # reordered images, int64 [Q, K]; None for fused scores
+    scores: Tensor  # of the reranker or of an earlier stage, float32 [Q, G]
+    columns: Tensor | None = None  # reordered images, int64 [Q, K]; None without reranker
 
     def of(self, columns: Tensor) -> Tensor:
         """Return the scores of the given columns [Q, K], float64 [Q, K]."""
@@ -75,8 +75,8 @@ class Reranking:
         """Reorder the first images of each query; images beyond the depth keep their places.
 
         Among equal blended scores, the earlier place in the fused order wins. An image that the
-        reranker did not score has a lower value than all scored images of its query; a notice
-        reports such images.
+        reranker did not score has a lower reranker score than all scored images of its query; a
+        notice reports such images.
 
         Args:
             fused: [Q, G].
@@ -117,7 +117,7 @@ def reranking_of(
 
     Args:
         reranker: name and path.
-        file: its scores, loaded with the members.
+        file: the reranker's scores, loaded with the members.
         fusion: the fusion whose first images are reordered.
         depth: images per query to reorder.
         prior: penalty per place, in the unit of the reranker's scores.

@@ -83,7 +83,8 @@ def run(config: RunConfig) -> None:
     """Fuse, rerank, decode, rank and write; print metrics if there are labels.
 
     Raises:
-        InputError: members or ids do not match; nothing is written.
+        InputError: settings, files, members or ids are invalid or do not match, or an output cannot
+            be written or would overwrite an input.
     """
     protocol = load_protocol(config.protocol) if config.protocol else None
     if protocol is not None:
@@ -162,7 +163,7 @@ def run(config: RunConfig) -> None:
 
 
 def per_query(config: FusionConfig, files: Sequence[ScoreFile]) -> bool:
-    """Return true if every query was ranked independently, here and in the members' files."""
+    """Return true if every query was ranked independently, here and in the input files."""
     made = all(file.meta.get("per_query", True) for file in files)
     return made and not any(settings.joint for settings in config.decodings())
 

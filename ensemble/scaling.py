@@ -37,7 +37,8 @@ def scaled_block(
         where: file of the member, for error messages.
 
     Raises:
-        InputError: ``minmax`` of a constant matrix, or the range of the scores exceeds float32.
+        InputError: ``minmax`` of a constant matrix, or scores whose range exceeds float32 (except
+            with ``rank``).
     """
     low, high = bounds
     if scaling != "rank" and high - low > torch.finfo().max:

@@ -5,8 +5,8 @@ Each weight is the best of a grid in [0, 1] by R@1, with mAP as the tie-breaker,
 stay fixed. `--order greedy` also chooses the next member. `--method simplex` tries all combinations
 of shares. Both methods write weights of the published fusion rule. The parameters of `--rerank`
 and `--decode` are then chosen stage by stage (`stage_search`). The cross-validated estimate
-includes all choices. Test annotations are rejected, because choices made on a test set make its
-results meaningless.
+includes all choices. Test annotations are rejected unless `--allow_test` is set, because choices
+made on a test set make its results meaningless.
 """
 
 from __future__ import annotations
@@ -282,11 +282,12 @@ def given(config: SearchConfig, *names: str) -> dict[str, Any]:
 
 
 def run(config: SearchConfig) -> None:
-    """Search for the weights, print the steps, and write weights and trials.
+    """Choose the weights and stages, print each choice, and write the settings and all trials.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels, too few members, or ids that do
-            not match.
+        InputError: a test set without ``--allow_test``, no labels, too few members, invalid
+            settings or files, ids that do not match, or an output that cannot be written or would
+            overwrite an input.
     """
     members, reranker = config.members(), config.reranker()
     if len(members) < 2 and not (members and (reranker or config.decodings())):

@@ -34,7 +34,7 @@ FACTORS = (5.0, 10.0, 20.0, 50.0, 100.0, 200.0)
 # which Protocol-Aware Assignment uses a prior of 0.5, a tau of 0.5 and a slack of 1.
 RERANKER_UNITS = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 DEPTHS = (5, 10, 20, 50)  # images per query
-# Parameter that is chosen for a decoding; for all others, it is the factor.
+# Parameter that is chosen for these decodings; for all others, it is the factor.
 NUMBERS: dict[Decoding, str] = {"assignment": "slack", "margin": "tau"}
 
 
@@ -117,7 +117,7 @@ class Stages:
         everyone_fits = len(self.query_ids) <= len(self.gallery_ids) and settings.top is None
         for value in values:
             if math.isinf(value) and not everyone_fits:
-                continue  # infeasible: not every query can be assigned one of its images
+                continue  # may be infeasible: each query would need an image of its own
             change: dict[str, Any] = {number: None if math.isinf(value) else value}
             tried = replace(settings, **change)
             found, _ = decoded(ranking, self.query_ids, self.gallery_ids, tried, quiet=True)

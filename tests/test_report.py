@@ -50,9 +50,9 @@ def annotation(tmp_path: Path) -> Path:
     return path
 
 
-def save(path: Path, matrix: torch.Tensor) -> str:
+def save(path: Path, matrix: torch.Tensor, **meta: object) -> str:
     ids = [f"i{i:02}" for i in range(N)]
-    save_scores(path, ScoreFile(matrix, [f"{i}#0" for i in ids], ids, {"model": "m<1>"}))
+    save_scores(path, ScoreFile(matrix, [f"{i}#0" for i in ids], ids, {"model": "m<1>", **meta}))
     return str(path)
 
 
@@ -405,6 +405,33 @@ def test_steps_curves_and_tables(annotation: Path, score: str, tmp_path: Path) -
     assert cells == ["13", "2", "13", "2"]
     actions = text.split("R@1 by action</summary>")[1].split("</table>")[0]
     assert re.findall(r'scope="row">(\w+)<', actions) == ["Falling", "Walking"]
+
+
+def test_a_right_image_that_is_not_listed_is_a_failure(
+    annotation: Path, score: str, tmp_path: Path
+) -> None:
+    matrix = load_scores(score).scores.clone()
+    kept = matrix[0].topk(3)
+    matrix[0] = torch.nextafter(kept.values[-1], torch.tensor(-torch.inf))
+    matrix[0, kept.indices] = kept.values
+    listed = {f"i{i:02}#0": 3 if i == 0 else N for i in range(N)}
+    before = torch.eye(N) + torch.arange(N) * 1e-3
+    files = {
+        "after": save(tmp_path / "after.pt", matrix, listed=listed),
+        "before": save(tmp_path / "before.pt", before),
+    }
+    named = [word for name, file in files.items() for word in ("--score", f"{name}={file}")]
+    text = report(
+        tmp_path, *named, "--annotation", str(annotation), "--steps", "before", "after"
+    )  # fmt: skip
+    assert "2 of the 2 failures" in " ".join(text.split())
+    (card,) = [one for one in _Page(text).all("article") if one["data-id"] == "i00#0"]
+    assert (card["data-failure"], card["data-rank"]) == ("far duplicate", str(N + 1))
+    assert text.count("right image not listed") == 1
+    assert "before to after: queries won: 0, lost: 2" in text
+    lost = _Page(text.split("Examples of lost queries")[1]).shots()[:2]
+    assert lost == ["i00, rank 1, score 1.000, right image", "i13, rank 1, score 0.013"]
+    assert "85.7" in section(text, "curves"), "R@1: 12 of 14 queries"
 
 
 def test_labels_of_a_chart_follow_its_lines(annotation: Path, score: str, tmp_path: Path) -> None:

@@ -208,3 +208,20 @@ def test_a_lower_precision_of_products_widens_the_bound() -> None:
     finally:
         torch.backends.mkldnn.matmul.fp32_precision = before
     assert not exact._is_rough()
+
+
+def test_the_bound_covers_values_rounded_to_bfloat16(monkeypatch: pytest.MonkeyPatch) -> None:
+    def rough(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        return (a.bfloat16().double() @ b.bfloat16().double()).to(a.dtype)
+
+    half_way = 1 + 2.0**-8  # rounds to 1, the largest relative error
+    rows = np.stack([np.full(64, 1.0031), np.full(64, half_way)]).astype(np.float32)
+    queries = np.full((2, 64), half_way, dtype=np.float32)
+    monkeypatch.setattr(exact, "_is_rough", lambda: True)
+    product = torch.Tensor.__matmul__
+    monkeypatch.setattr(
+        torch.Tensor, "__matmul__",
+        lambda a, b: rough(a, b) if a.dtype == torch.float32 else product(a, b),
+    )  # fmt: skip
+    found = search_exact([(0, rows[:1]), (1, rows[1:])], queries, 1)[1]
+    assert found.tolist() == [[1], [1]]

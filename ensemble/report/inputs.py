@@ -13,6 +13,7 @@ from pab.evaluate import Evaluation, evaluate
 from pab.scores import ScoreFile, align, load_scores, reorder
 
 HASH_DIGITS = 12  # shown digits of a checkpoint's SHA-256
+UNLISTED = np.iinfo(np.int64).max  # rank of a right image that the file does not list
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,11 @@ class NamedScores:
 def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
     """Return name and best rank of a right image per query [Q], for each ranking with labels.
 
-    The rank is 0 if the file lists only some images of a query, and none of them is right.
+    The rank is :data:`UNLISTED` if the file lists only some images of a query, and none of them is
+    right.
     """
-    return [
-        (ranking.name, np.asarray(ranking.evaluation.metrics.best_rank))
-        for ranking in rankings
-        if ranking.evaluation is not None
-    ]
+    found = [(one.name, one.evaluation.metrics.best_rank) for one in rankings if one.evaluation]
+    return [(name, np.where(ranks == 0, UNLISTED, ranks)) for name, ranks in found]
 
 
 def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]:

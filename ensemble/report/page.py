@@ -35,7 +35,7 @@ from ensemble.report.findings import (
     recall_curve,
     weight_sweep,
 )
-from ensemble.report.inputs import NamedScores, best_ranks, check_steps, read_inputs
+from ensemble.report.inputs import UNLISTED, NamedScores, best_ranks, check_steps, read_inputs
 from ensemble.report.pictures import SMALL_PX, Album, Picture
 from ensemble.report.steps import steps_shown
 from pab import __version__
@@ -58,7 +58,7 @@ FAILURE_SHARE = 0.6  # of the displayed queries, if there are enough failures an
 TITLE = "Text-based person anomaly retrieval"
 FAILURES = {  # kinds of failure; a query can have several
     "near": f"right image at rank 2 to {TOP_IMAGES}",
-    "far": f"right image beyond rank {TOP_IMAGES}",
+    "far": f"right image beyond rank {TOP_IMAGES} or not listed",
     "twin": "twin at rank 1",
     "duplicate": "duplicate top-1",
 }
@@ -131,7 +131,8 @@ def write_report(
     sweep = None if trials is None else weight_sweep(trials)  # rejects a bad file early
     queries = {query.query_id: query for query in retrieval.queries}
     kinds = [_kind(queries[query_id]) for query_id in main.scores.query_ids]
-    ranks = None if main.evaluation is None else main.evaluation.metrics.best_rank.tolist()
+    all_ranks = best_ranks(rankings)  # of all rankings, or none without labels
+    ranks = all_ranks[0][1].tolist() if all_ranks else None
     rows = choose_queries(ranks, kinds, n_queries, seed)
     album = Album(gallery, retrieval)
     changes = steps_shown(rankings, steps, queries, album, seed)
@@ -145,7 +146,7 @@ def write_report(
         title=title,
         main=main,
         groups=groups,
-        curve=None if ranks is None else recall_curve(best_ranks(rankings)),
+        curve=recall_curve(all_ranks) if all_ranks else None,
         sweep=sweep,
         steps=changes,
         least=LEAST_OF_AN_ACTION,
@@ -263,7 +264,7 @@ def _strips(
     strips = []
     for row in progress(rows, "creating thumbnails", "queries"):
         found = ranked(main, row)
-        rank = found.rank or 1
+        rank = 1 if found.rank is None else found.rank or UNLISTED
         tests = {
             "near": 1 < rank <= TOP_IMAGES,
             "far": rank > TOP_IMAGES,
@@ -271,7 +272,8 @@ def _strips(
             "duplicate": rank > 1 and shared[row],
         }
         failures = [key for key, holds in tests.items() if holds]
-        below = album.ranked(main.scores, row, [rank])[0] if rank > TOP_IMAGES else None
+        beyond = TOP_IMAGES < rank < UNLISTED
+        below = album.ranked(main.scores, row, [rank])[0] if beyond else None
         query = queries[main.scores.query_ids[row]]
         strips.append(Strip(query, _kind(query), failures, found, below, []))
     # The other lists come last, so that only images outside the main lists have small thumbnails.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from ensemble.report.findings import Change, change
-from ensemble.report.inputs import NamedScores, best_ranks
+from ensemble.report.inputs import UNLISTED, NamedScores, best_ranks
 from ensemble.report.pictures import Album, Picture
 from pab.data.records import Query
 
@@ -22,7 +22,7 @@ class Example:
     query: Query
     before: Picture
     after: Picture
-    right: Picture
+    right: Picture | None  # None if the file after the step does not list it
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,14 @@ def steps_shown(
 
     def examples(found: Change, rows: list[int], sample: random.Random) -> list[Example]:
         before, after = scores[found.before], scores[found.after]
-        return [
-            Example(
-                queries[after.query_ids[row]],
-                *album.ranked(before, row, [1]),
-                *album.ranked(after, row, [1, int(ranks[found.after][row])]),
-            )
-            for row in sorted(sample.sample(rows, min(len(rows), STEP_EXAMPLES)))
-        ]
+        shown = []
+        for row in sorted(sample.sample(rows, min(len(rows), STEP_EXAMPLES))):
+            (first,) = album.ranked(before, row, [1])
+            rank = int(ranks[found.after][row])
+            top, *right = album.ranked(after, row, [1] if rank == UNLISTED else [1, rank])
+            query = queries[after.query_ids[row]]
+            shown.append(Example(query, first, top, right[0] if right else None))
+        return shown
 
     shown = []
     for before, after in pairwise(names):

@@ -29,7 +29,7 @@ import torch
 
 Blocks = Iterable[tuple[int, np.ndarray]]  # (number of the first row, vectors [n, D])
 
-HALF, SINGLE, BRAIN = 2.0**-11, 2.0**-24, 2.0**-9  # unit roundoffs: float16, float32, bfloat16
+HALF, SINGLE, BRAIN = 2.0**-11, 2.0**-24, 2.0**-8  # unit roundoffs: float16, float32, bfloat16
 SLACK = 1.01  # covers the rounding of the bounds themselves
 LEAST_NORMAL = 2.0**-126  # of float32; smaller products may be rounded to zero
 # Values compared at a time. One query reads each value once; several queries read them from the

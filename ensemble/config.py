@@ -73,7 +73,7 @@ class FusionConfig(LabelConfig):
         "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5, "margin: a query loses a shared top-1 image if its margin is smaller by more than X",
+        0.5, "margin: a query loses a shared top-1 image if its margin is this much smaller",
         ge=0, le=LARGEST_FACTOR,
     )  # fmt: skip
     decode_bank: str | None = flag(

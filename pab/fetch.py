@@ -6,8 +6,8 @@ size and SHA-256 of the file are written to `manifest.json` in the checkpoint fo
 only be downloaded with a browser: for these, the command prints the URL and the target path.
 
 A model on the Hugging Face hub becomes a folder. All its files come from one commit: that of the
-branch `main`, or the one named by `NAME@COMMIT` (a commit, tag or branch). Each file must have the
-hash that the hub lists for the commit. This check detects damage, but trusts the hub. The manifest
+branch `main`, or the one named by `NAME@REVISION` (a commit, tag or branch). Each file must have
+the hash that the hub lists for the commit. This check detects damage, but trusts the hub. The manifest
 records the commit. `HF_ENDPOINT` names a mirror of the hub.
 """
 
@@ -309,7 +309,7 @@ def main(argv: list[str] | None = None) -> None:
     output, advanced = parser.groups["output"], parser.groups["advanced"]
     parser.add_argument(
         "names", nargs="*", metavar="NAME",
-        help=f"{', '.join(SOURCES)}; a model on the hub also as NAME@COMMIT",
+        help=f"{', '.join(SOURCES)}; a model on the hub also as NAME@REVISION",
     )  # fmt: skip
     output.add_argument("--folder", type=Path, default=Path("checkpoints"), help="target folder")
     advanced.add_argument("--check", action="store_true", help="list which files are present")

@@ -99,7 +99,9 @@ class TrainConfig(TrainingConfig):
         "step", "learning-rate schedule (release step, paper cosine)"
     )
     warmup_steps: int = flag(
-        WARMUP_STEPS, "steps of linear warm-up (schedules step and linear)", ge=0
+        WARMUP_STEPS,
+        "steps of linear warm-up (schedules step and linear); with 0, step multiplies by 0.2",
+        ge=0,
     )
     weight_decay: float = flag(0.01, "AdamW weight decay")
     opt_betas: tuple[float, float] = flag((0.9, 0.98), "AdamW betas")

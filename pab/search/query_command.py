@@ -62,7 +62,7 @@ def build_parser() -> CommandParser:
     )  # fmt: skip
     model.add_argument(
         "--one_to_one", action="store_true",
-        help="assign the first images of all queries jointly, so that no two queries share one",
+        help="assign the first images of all queries jointly, so that all differ",
     )  # fmt: skip
     add_rerank_flags(parser)
     output.add_argument(

@@ -125,7 +125,8 @@ def tag_of(name: str, tag: str, flag: str) -> dict[str, Any]:
         tags = open_clip.list_pretrained_tags_by_model(name)
         raise InputError(
             flag, f"{tag!r} is not a {'file or ' if flag == '--pretrained' else ''}tag of {name}",
-            todo=f"the tags are {', '.join(tags)}" if tags else f"{name} has no tags: use a file",
+            todo=f"the tags are {', '.join(tags)}" if tags else f"{name} has no tags: "
+            + ("use a file" if flag == "--pretrained" else f"leave out {flag}"),
         )  # fmt: skip
     return dict(open_clip.get_pretrained_cfg(name, tag))
 
@@ -186,7 +187,8 @@ def clip_state(
         if OPENAI_FACTS[0] in state and not config.get("quick_gelu"):
             raise InputError(
                 path, f"OpenAI's weights were trained with QuickGELU, but {name} computes GELU",
-                todo=f"use --model {name}-quickgelu",
+                todo="set quick_gelu to true in the folder's open_clip_config.json"
+                if name.startswith(FOLDER) else f"use --model {name}-quickgelu",
             )  # fmt: skip
         return {key: value for key, value in state.items() if key not in OPENAI_FACTS}, {}
     checkpoint = read_checkpoint(path)

@@ -156,9 +156,9 @@ def single_token(tokenizer: Any, word: str, flag: str) -> int:
     """
     ids = tokenizer.encode(word, add_special_tokens=False)
     if len(ids) != 1 or ids[0] == tokenizer.unk_token_id:
-        pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids)))
+        pieces = ", ".join(map(repr, tokenizer.convert_ids_to_tokens(ids))) or "none"
         raise InputError(
-            flag, f"expected the text of one token, found {word!r} ({len(ids)} tokens: {pieces})",
+            flag, f"expected the text of one token, found {word!r} (tokens: {pieces})",
             todo="pass a text that the model's tokenizer keeps whole",
         )  # fmt: skip
     return int(ids[0])

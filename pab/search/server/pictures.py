@@ -140,9 +140,13 @@ class _Worker:
         self.process = context.Process(target=_serve, args=(theirs,), daemon=True)
         self.process.start()
         theirs.close()
-        if not self.connection.poll(START_S) or self.connection.recv() != _READY:
+        try:
+            started = self.connection.poll(START_S) and self.connection.recv() == _READY
+        except EOFError:  # the process has ended
+            started = False
+        if not started:
             self.end()
-            raise RuntimeError(f"a decoding process did not start within {START_S:.0f} s")
+            raise RuntimeError(f"a decoding process ended, or did not start in {START_S:.0f} s")
 
     def run(self, job: Job, limit_s: float) -> Any:
         """Send a job and wait for its result, which may be an :class:`InputError`.

@@ -7,8 +7,8 @@ only be downloaded with a browser: for these, the command prints the URL and the
 
 A model on the Hugging Face hub becomes a folder. All its files come from one commit: that of the
 branch `main`, or the one named by `NAME@REVISION` (a commit, tag or branch). Each file must have
-the hash that the hub lists for the commit. This check detects damage, but trusts the hub. The manifest
-records the commit. `HF_ENDPOINT` names a mirror of the hub.
+the hash that the hub lists for the commit. This check detects damage, but trusts the hub. The
+manifest records the commit. `HF_ENDPOINT` names a mirror of the hub.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@
 The first form starts `python -m pab.search serve` on an index. Many clients at once send text
 queries and upload photographs. A client that gets status 429 waits as long as the
 answer's Retry-After header says. Prints the number of answers per status, the latency of the
-successful ones, and the memory of the server with its decoding processes: after the first fifth of
-the time, the maximum, and at the end.
+successful ones, and the memory of the server and its decoding processes: after the first fifth of
+the time, at its maximum, and at the end.
 
 The second form makes an index of random vectors, and prints the time of a text query without the
 time of encoding it: in the server, and for a client.
@@ -66,7 +66,7 @@ class Record:
 
 
 def photograph(seed: int) -> bytes:
-    """Draw a photograph of 1,600 x 1,200 px: smooth colours with noise, as JPEG."""
+    """Generate a JPEG like a photograph, 1,600 x 1,200 px: smooth colours with noise."""
     generator = np.random.default_rng(seed)
     coarse = generator.integers(0, 255, (12, 16, 3), dtype=np.uint8)
     smooth = Image.fromarray(coarse).resize((1600, 1200), Image.Resampling.BICUBIC)
@@ -132,7 +132,7 @@ def command(index: Path) -> Iterator[tuple[str, int]]:
                 print(line, end="", file=sys.stderr)
             else:
                 sys.exit("the server did not start")
-            while True:  # the models are loaded after the socket is opened
+            while True:  # the server answers shortly after it prints its address
                 try:
                     httpx.get(f"{found[1]}/api/health", timeout=60).raise_for_status()
                     break
@@ -167,7 +167,7 @@ def under_load(index: Path, clients: int, seconds: float) -> None:
             print(f"{kind}: {len(taken)} answers, {len(taken) / seconds:.1f} per s, {shown}")
     settled = samples[len(samples) // 5]
     print(
-        f"memory: {settled:.0f} MiB after {len(samples) // 5} s, at most {max(samples):.0f}, "
+        f"memory: {settled:.0f} MiB after {len(samples) // 5 + 1} s, at most {max(samples):.0f}, "
         f"at the end {samples[-1]:.0f}; growth {max(samples) - settled:.0f} MiB"
     )
 
@@ -228,7 +228,7 @@ def main() -> None:
     """Run the measurements that the flags select."""
     args = flag_parser(
         __doc__, index=(None, "folder of an index to serve"), clients=50, seconds=60.0,
-        rows=(0, "number of random vectors to index"), queries=(40, "text queries of --rows"),
+        rows=(0, "number of random vectors to index"), queries=(40, "text queries with --rows"),
     ).parse_args()  # fmt: skip
     if args.rows:
         one_client(args.rows, args.queries)

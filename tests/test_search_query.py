@@ -257,7 +257,7 @@ def test_more_queries_than_images(tmp_path: Path) -> None:
     ("query", "expected"),
     [
         (Query(), "expected a text or an image"),
-        (Query("x", weights={"tekst": 1.0}), "expected text, image, minus, found 'tekst'"),
+        (Query("x", weights={"tekst": 1.0}), "expected one of text, image, minus, found 'tekst'"),
         (Query("x", weights={"text": -1.0}), "text: expected a number of at least 0"),
         (Query("x", weights={"text": 0.0}), "expected a positive weight"),
         (Query("x", minus=("x",)), "its parts cancel out"),

@@ -129,7 +129,7 @@ def release_pages(tensor: Tensor) -> None:
             if inode != "0":  # mapped from a file; releasing other memory would erase it
                 start = -(-start // memory_map.PAGESIZE) * memory_map.PAGESIZE
                 length = ctypes.c_size_t(max(0, stop - start))
-                # The call is advisory: pages that cannot be released (locked) stay.
+                # A failure is harmless: pages that cannot be released, such as locked ones, stay.
                 libc = ctypes.CDLL(None)
                 libc.madvise(ctypes.c_void_p(start), length, memory_map.MADV_DONTNEED)
             return

@@ -150,7 +150,7 @@ def _text(path: Path) -> Found:
     if path.suffix.lower() in (".yaml", ".yml"):
         first = head.splitlines()[0]
         commands = (first[1:].strip(),) if first.startswith("# ") else ()
-        return Found("a config", ("its first comment is its command",) * bool(commands), commands)
+        return Found("a config", ("its first comment is a command",) * bool(commands), commands)
     return _lines(path, head)
 
 
@@ -183,7 +183,7 @@ def _table(path: Path, head: str) -> Found:
         captions = [name for name in CAPTION_KEYS if name in columns]
         if images and captions:
             return _caption_table(path, columns, TableColumns(images[0], captions[0], separator))
-    start = b"".join(raw for *_, raw in islice(raw_lines(path), 2))  # the head may cut line 1
+    start = b"".join(raw for *_, raw in islice(raw_lines(path), 2))  # the head may end in line 1
     if separator_of(start.decode("utf-8", "replace")) is not None:
         return describe_scores(path)
     columns = headers[0] if headers else [first]

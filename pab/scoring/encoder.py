@@ -31,7 +31,7 @@ class Origin:
         checkpoint: source of the weights; empty if unknown.
         checkpoint_sha256: hash of the checkpoint, or of the files of a model folder; empty if
             unknown.
-        dtype: name of the model's dtype.
+        dtype: name of the dtype of matrix products.
         more: further entries of a score file's ``meta``.
     """
 
@@ -74,8 +74,9 @@ class Encoder(Protocol):
 
         Args:
             images: at least one path, gallery image, PIL image, or preprocessed tensor [3, H, W]
-                with the model's height H and width W. Vision-language models reject tensors.
-            reader: decodes the files; None uses the benchmark reader.
+                with the model's height H and width W. Encoders of :mod:`pab.encoders.st` reject
+                tensors.
+            reader: decodes the files; None uses the reader of benchmark images.
 
         Raises:
             InputError: no image is passed, an image has an unsupported type, a file cannot be read,

@@ -1,12 +1,12 @@
 """Queries on a search index: vectors of texts and images, fusion of members, and results.
 
-A query combines a text, an image and unwanted texts. For a member that compares one vector per
-image by a dot product, the query vector is the weighted sum of the parts' unit vectors, scaled to
-unit length. For any other member, such as BLIP-2 with several vectors per image, the score is the
-weighted mean of the parts' scores. In both cases, unwanted texts are subtracted.
+A query has a text, an image or both, and may have unwanted texts. For a member that compares one
+vector per image by a dot product, the query vector is the weighted sum of the parts' unit vectors,
+scaled to unit length. For any other member, such as BLIP-2 with several vectors per image, the
+score is the weighted mean of the parts' scores. In both cases, unwanted texts are subtracted.
 
 The scores of several members are scaled per query to 0..1 (min-max over all images of the index, as
-``minmax_query`` of :mod:`ensemble.scaling`), then added with the members' weights.
+in ``minmax_query`` of :mod:`ensemble.scaling`), then added, each times its member's weight.
 
 Shape letters: `Q` queries, `G` images of the index, `D` width of the vectors.
 """
@@ -61,7 +61,7 @@ class Query:
             raise InputError("query", "expected a text or an image, found neither")
         for name, weight in self.weights.items():
             if name not in PARTS:
-                raise InputError("weights", f"expected {', '.join(PARTS)}, found {name!r}")
+                raise InputError("weights", f"expected one of {', '.join(PARTS)}, found {name!r}")
             _check_weight(name, weight)
         parts = {"text": self.text, "image": self.image}
         if not any(self.weights.get(name, 1.0) for name, part in parts.items() if part is not None):
@@ -184,8 +184,8 @@ class Searcher:
             encoder = self.encoders.get(ann.record.member)
             if encoder is not None and not has_one_vector(encoder):
                 problem = f"member {ann.record.member} has several vectors per image"
-                raise InputError("--ann", problem, todo="leave it out")
-        self._longest: dict[str, float] = {}  # bound of the length of a member's longest row
+                raise InputError("--ann", problem, todo="leave out --ann")
+        self._longest: dict[str, float] = {}  # upper bound of the norms of a member's rows
         given = dict(weights or {})
         for name, weight in given.items():
             if name not in self.encoders:
@@ -206,14 +206,14 @@ class Searcher:
         *,
         one_to_one: bool = False,
     ) -> list[list[Hit]]:
-        """Find the best images of each query; of equal scores, the smaller name comes first.
+        """Find the best images for each query; images with equal scores are sorted by name.
 
         Args:
             queries: the queries.
             top_k: images per query, at least 1.
             filters: restrictions on the results.
-            one_to_one: assign the first places jointly, so that no image is first for two queries
-                and the sum of the first scores is largest. Other places keep their order.
+            one_to_one: assign the first places jointly, see :func:`assigned`. Other places keep
+                their order.
 
         Raises:
             InputError: an argument is invalid or not supported by a member, or a score is not
@@ -419,8 +419,8 @@ def assigned(hits: Sequence[list[Hit]]) -> list[list[Hit]]:
     """Choose the first image of each query so that no two queries have the same one.
 
     The chosen images have the largest sum of scores. If each query has at least as many results as
-    there are queries, images outside the results could not improve this sum. If there are fewer
-    images than queries, some queries keep their order, and may share their first image.
+    there are queries, images outside the results could not improve this sum. If the results do not
+    allow distinct first images, some queries keep their order, and may share their first image.
 
     Args:
         hits: results per query, best first.

@@ -60,7 +60,8 @@ def worktree(commit: str) -> Iterator[Path]:
     with TemporaryDirectory(prefix="against_") as made:
         tree = Path(made) / "tree"
         git = ["git", "-C", str(root), "worktree"]
-        subprocess.run([*git, "add", "-q", "--detach", str(tree), commit], check=True)
+        if subprocess.run([*git, "add", "-q", "--detach", str(tree), commit]).returncode:
+            sys.exit(f"expected a commit of this repository, found {commit!r}")
         try:
             yield tree
         finally:
@@ -172,6 +173,9 @@ def main() -> None:
         only=([*TURNS, *WHOLE], "benchmarks to run"),
         repeats=(3, "runs of the benchmarks that run as a whole"),
     ).parse_args()
+    unknown = [name for name in args.only if name not in TURNS | WHOLE]
+    if unknown:
+        sys.exit(f"--only: expected {', '.join(TURNS | WHOLE)}, found {', '.join(unknown)}")
     print(f"{describe()}; base {args.base}, new {args.new}, limit {LIMIT}", flush=True)
     with worktree(args.base) as base, worktree(args.new) as new, TemporaryDirectory() as folder:
         for name in args.only:

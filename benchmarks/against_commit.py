@@ -111,21 +111,25 @@ def take_turns(trees: list[Path], name: str, flags: str) -> list[Times]:
         here = [str(Path(__file__).resolve()), "--turns", str(script), *shlex.split(flags)]
         running.append(start(tree, here, stdin=subprocess.PIPE, stdout=subprocess.PIPE))
     active = [0, 1]
-    while active:
-        for number in list(active):
-            process = running[number]
-            assert process.stdin is not None
-            assert process.stdout is not None
-            process.stdin.write("\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-            if line:
-                found = json.loads(line)
-                times[number].setdefault(found["name"], []).append(found["seconds"])
-            elif process.wait():
-                sys.exit(f"{name} of {trees[number]} ended with code {process.returncode}")
-            else:
-                active.remove(number)
+    try:
+        while active:
+            for number in list(active):
+                process = running[number]
+                assert process.stdin is not None
+                assert process.stdout is not None
+                process.stdin.write("\n")
+                process.stdin.flush()
+                line = process.stdout.readline()
+                if line:
+                    found = json.loads(line)
+                    times[number].setdefault(found["name"], []).append(found["seconds"])
+                elif process.wait():
+                    sys.exit(f"{name} of {trees[number]} ended with code {process.returncode}")
+                else:
+                    active.remove(number)
+    finally:
+        for process in running:
+            process.kill()  # if the other one failed, it waits for a turn that never comes
     return times
 
 

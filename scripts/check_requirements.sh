@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Install requirements_lhp.txt and requirements_uit.txt, each alone in a fresh environment, and run
 # the commands of each with --help.
-#   bash scripts/check_requirements.sh            each file installs PyTorch, about 5.5 GB
+#   bash scripts/check_requirements.sh            each file installs PyTorch, about 7 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 

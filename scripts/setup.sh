@@ -22,7 +22,7 @@ if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null
     exit 2
 fi
 
-echo "Installing into .venv with $("$python" --version): about 5.5 GB, mostly PyTorch." >&2
+echo "Installing into .venv with $("$python" --version): about 7 GB, mostly PyTorch." >&2
 [ -x .venv/bin/python ] || "$python" -m venv .venv
 # One command for all files, so that pip resolves torch and torchvision together.
 .venv/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -120,8 +120,9 @@ def test_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
             assert (result["sometimes"] is None) == (not uses_all)
             for name, wanted in alone.items():
                 if isinstance(wanted, Tensor):
+                    # Relative to the largest element: float32 sums round differently per CPU type.
                     torch.testing.assert_close(
-                        result[name], wanted, rtol=1e-5, atol=1e-7,
+                        result[name], wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()),
                         msg=lambda text, case=case, name=name: f"{case}, {name}: {text}",
                     )  # fmt: skip
         for name in alone:

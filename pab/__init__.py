@@ -1,19 +1,19 @@
-"""Text-based person anomaly retrieval: the code that the models share, and the public functions.
+"""Text-based person anomaly retrieval: public functions, and the code that the models share.
 
 The public functions are ``load_encoder``, ``load_scores``, ``fuse``, ``rank`` and ``evaluate``
 (docs/library.md). Each function is imported at its first use, so ``import pab`` stays fast.
 
-The parts of this package, from the bottom up:
+The subpackages and modules, in layers; each layer builds on those above it:
 
 * ``core``: files, configs, devices.
 * ``data``: annotations, images.
-* The public modules ``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``,
-  ``fetch`` and ``export_weights``, with ``formats`` and ``layout``.
+* ``scores``, ``ranking``, ``metrics``, ``evaluate``, ``api``, ``compare``, ``fetch``,
+  ``export_weights``, ``formats`` and ``layout``.
 * ``scoring``, ``training`` and ``encoders`` (CLIP, BLIP-2, vision-language models).
 * ``search``.
 
 ``mini`` renders a small synthetic data set. ``lhp``, ``uit`` and ``ensemble`` build on this
-package. Imports run downward only, except the lazy import of ``fuse``.
+package.
 """
 
 from importlib import import_module

@@ -1,8 +1,7 @@
 """Rank and evaluate scores from Python: ``from pab import rank, evaluate``.
 
 Both functions accept a loaded :class:`ScoreFile`, or the path of a file in any form of
-:mod:`pab.formats.forms` that contains query and gallery ids. Errors are
-:class:`pab.core.errors.InputError`, one line each.
+:mod:`pab.formats.forms` that contains query and gallery ids.
 
 Shape letters: ``Q`` queries, ``G`` gallery images.
 """
@@ -80,8 +79,8 @@ def evaluate(
             folder, if the scores must cover all its images; otherwise, root of the image paths.
 
     Returns:
-        Metrics per query. ``.summary()`` returns their means, ``.intervals()`` their 95 % bootstrap
-        intervals, and ``.table()`` the text that ``python -m pab.evaluate`` prints.
+        Metrics per query. ``.summary()`` returns the means, ``.intervals()`` the 95 % bootstrap
+        intervals of the means, and ``.table()`` the text that ``python -m pab.evaluate`` prints.
 
     Raises:
         InputError: a file cannot be read, the scores are invalid, there are no labels, or the query

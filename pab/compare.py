@@ -43,7 +43,7 @@ class Comparison:
 
     Attributes:
         lines: number of queries.
-        depth: number of compared places per query: ten, or fewer if a list ranks fewer images.
+        depth: number of compared places per query: ten, or fewer if the lists are shorter.
         same_first: queries with the same top-1 image.
         same_set: queries with the same first ``depth`` images in any order.
         same_order: queries with the same first ``depth`` images in the same order.
@@ -110,7 +110,7 @@ def _duplicates(first: Counter[str]) -> int:
 def read_labels(
     answers: Path | None, annotation: Path | None, query_order: Path | None, **reading: Any
 ) -> tuple[Retrieval, list[str]] | None:
-    """Read the labels and the query id of each line; return None without either file of labels.
+    """Read the labels and the query id of each line; return None if no file of labels is given.
 
     Without ``query_order``, the lines have the order of the annotation, or else of the answer key.
     """

@@ -50,7 +50,7 @@ from pab.ranking import order_queries, rows_in_order, some
 if TYPE_CHECKING:
     from pab.formats.score_file import ScoreFile
 
-TWIN = "over twin"  # percentage of queries with a twin that rank a right image above the twin
+TWIN = "over twin"  # mean of `twin_preference` over the queries with a twin
 SHORT_LIST = 10  # number of places used by R@10 and mAP@10
 
 
@@ -228,7 +228,7 @@ def evaluate(
 
 
 def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) -> list[str]:
-    """Return the image ids with known spelling: the gallery's, or else the right images."""
+    """Return the ids of the gallery's images, or of the right images without a gallery."""
     if retrieval.gallery is not None:
         return [image.gallery_id for image in retrieval.gallery]
     return sorted(frozenset().union(*relevant.values()))
@@ -237,7 +237,7 @@ def _known_images(retrieval: Retrieval, relevant: Mapping[str, frozenset[str]]) 
 def respelt_lists(
     names: Sequence[Sequence[str]], retrieval: Retrieval, where: str | Path
 ) -> list[list[str]]:
-    """Return ranked lists in the spelling of the gallery; without a gallery, of the right images.
+    """Spell the names in ranked lists as in the gallery; without one, as in the labels.
 
     Raises:
         InputError: two names of the lists would become equal.
@@ -263,9 +263,8 @@ def evaluate_predictions(
         where: path of the list, for messages.
 
     Raises:
-        InputError: there are no labels, ``query_order`` has other ids than the queries, or the
-            number of lines is wrong. Also raised if a query has no right image, a name is not in
-            the gallery, or two names would become equal.
+        InputError: there are no labels, a query has no right image, or the lists do not match the
+            queries or the gallery.
     """
     relevant = _labels(retrieval)
     query_ids = order_queries([query.query_id for query in retrieval.queries], query_order)

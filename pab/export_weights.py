@@ -1,9 +1,9 @@
 """Export only the weights of a checkpoint: `python -m pab.export_weights FILE --out FILE`.
 
 A training state or a released checkpoint may contain more than the weights, such as the state of
-the optimizer. The exported file contains only the weights and their metadata. The weights have the
-model's own names, merged adapters and, optionally, half precision. For a training state with an
-average (EMA), the averaged weights are exported.
+the optimizer. The exported file contains only the weights and their metadata. LoRA adapters are
+merged, and wrapper prefixes that all names have are removed. For a training state with an average
+(EMA), the averaged weights are exported.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ def export_weights(source: Path, out: Path, dtype: str) -> None:
     """Write the weights of ``source`` to ``out`` (``.safetensors`` or ``.pth``) in ``dtype``.
 
     Raises:
-        InputError: ``source`` cannot be read or is not a checkpoint, adapters cannot be merged, or
-            a weight is not finite before or after conversion. Also raised if ``dtype`` or the
-            extension of ``out`` is unknown, or ``out`` cannot be written.
+        InputError: ``dtype`` is unknown, the weights cannot be read or written, or a weight is not
+            finite in ``dtype``.
     """
     import torch  # --help does not need it
 

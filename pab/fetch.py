@@ -1,9 +1,9 @@
 """Download public checkpoints to `checkpoints/`: `python -m pab.fetch NAME`.
 
-Without a name, or with `--check`, the command lists each file with its source, and whether the file
-is present, missing or not a weight file. An interrupted download is resumed. After a download, the
-size and SHA-256 of the file are written to `manifest.json` in the checkpoint folder. Some files can
-only be downloaded with a browser: for these, the command prints the URL and the target path.
+Without a name, or with `--check`, the command lists the source and the state of each file. An
+interrupted download is resumed. After a download, the size and SHA-256 of the file are written to
+`manifest.json` in the checkpoint folder. Some files can only be downloaded with a browser: for
+these, the command prints the URL and the target path.
 
 A model on the Hugging Face hub becomes a folder. All its files come from one commit: that of the
 branch `main`, or the one named by `NAME@REVISION` (a commit, tag or branch). Each file must have
@@ -105,11 +105,9 @@ def fetch(name: str, folder: Path) -> Path:
         folder: checkpoint folder.
 
     Raises:
-        InputError: the name is unknown, a revision is passed for a source that is not on the hub,
-            or the manifest is damaged. Also raised if the present folder has another revision, if a
-            missing file must be downloaded with a browser, or if the download fails (the next call
-            resumes it). Also raised if a hash differs or the server sent no weights; that file is
-            deleted.
+        InputError: the name or the manifest is invalid, the present folder has another revision, a
+            missing file must be downloaded with a browser, or the download fails. The next call
+            resumes an interrupted download. A file with wrong content is deleted.
     """
     key, _, revision = name.partition("@")
     if key not in SOURCES:
@@ -134,7 +132,9 @@ def fetch(name: str, folder: Path) -> Path:
 
 
 def fetch_model(source: Source, folder: Path, revision: str) -> Path:
-    """Download a model from the hub if it is missing; the folder appears once all files are intact.
+    """Download a model from the hub if it is missing.
+
+    The files are written to a ``.part`` folder, which is renamed once all files are intact.
 
     Args:
         source: repository and target.

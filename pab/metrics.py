@@ -89,14 +89,16 @@ def evaluate_scores(
 ) -> Metrics:
     """Compute all metrics of a score file.
 
+    In a form that lists only some images, an unlisted right image counts as not found.
+
     Args:
         score_file: scores ``[Q, G]`` with ids.
         relevant: query id -> right gallery ids.
         where: path of the score file, for messages.
 
     Raises:
-        InputError: a query has no right image, or a right image is not in the gallery. In a form
-            that lists only some images, a right image that is missing counts as not found.
+        InputError: a query has no right image, or a right image is not in a completely scored
+            gallery.
     """
     pairs = [
         (row, gallery_id)
@@ -221,6 +223,8 @@ def twin_preference(
 ) -> FloatArray:
     """Give each query with a twin 100 if its best right image ranks above the twin, else 0.
 
+    In a form that lists only some images, an unlisted twin ranks below all listed images.
+
     Args:
         score_file: the scores.
         metrics: :func:`evaluate_scores` of the same scores.
@@ -231,8 +235,7 @@ def twin_preference(
         float64 ``[Q]``: 100 or 0, NaN for a query without a twin.
 
     Raises:
-        InputError: a twin is not in the gallery. In a form that lists only some images, an unlisted
-            twin ranks below all listed images.
+        InputError: a twin is not in a completely scored gallery.
     """
     pairs = [
         (row, twins[query_id])

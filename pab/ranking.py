@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 _BLOCK_ELEMENTS = 1 << 22  # scores per block: 16 MiB of float32, but at least one row
 _NAMED_IDS = 5  # maximum number of ids of each kind that a mismatch message names
 ANSWER = "answer.txt"  # the ranked list inside an answer.zip (AI City Challenge, Track 4)
-_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # fixed, so that equal lists produce equal bytes
+_ZIP_TIME = (1980, 1, 1, 0, 0, 0)  # constant, so that equal lists give equal bytes
 _A_RANKED_LIST = "a ranked list (one line of gallery names per query)"
 _NOT_SCORES = "pass the ranked list (.txt), not the score file (.pt)"
 
@@ -121,7 +121,7 @@ def rows_in_order(
     order: Sequence[str],
     *,
     where: str | Path = "ids",
-    order_name: str = "the wanted order",
+    order_name: str = "the requested order",
 ) -> list[int]:
     """Return row numbers that reorder ``ids`` to ``order``: ``ids[rows[i]] == order[i]``.
 
@@ -155,8 +155,7 @@ def order_queries(
     """Check ``order`` against the query ids and return it; if it is None, return the query ids.
 
     Raises:
-        InputError: the ids of ``order`` and ``query_ids`` differ or repeat; the message names
-            ``where``.
+        InputError: the ids of ``order`` and ``query_ids`` differ or repeat.
     """
     if order is None:
         return list(query_ids)
@@ -174,26 +173,25 @@ def check_names(path: str | Path, names: Sequence[Sequence[str]]) -> None:
     """Reject names that a ranked list cannot represent.
 
     Raises:
-        InputError: a name is empty or contains a blank.
+        InputError: a name is empty or contains whitespace.
     """
     for number, line in enumerate(names, start=1):
         for name in line:
             if name.split() != [name]:
-                rule = "a ranked list separates names by a blank"
+                rule = "a ranked list separates names by spaces"
                 problem = f"{rule}, so the gallery name {name!r} cannot be written"
                 item = f"line {number}"
                 raise InputError(path, problem, item=item, todo="rename that image")
 
 
 def write_ranked_list(path: str | Path, names: Sequence[Sequence[str]]) -> None:
-    """Write one line per query, atomically: gallery names, best first, separated by blanks.
+    """Write one line per query, atomically: gallery names, best first, separated by spaces.
 
     For a ``.zip`` path, write an archive that contains the list as ``answer.txt``. Equal lists
     produce equal bytes.
 
     Raises:
-        InputError: a name is empty or contains a blank, which the format cannot represent, or the
-            file cannot be written.
+        InputError: a name is empty or contains whitespace, or the file cannot be written.
     """
     check_names(path, names)
     text = "".join(" ".join(line) + "\n" for line in names)
@@ -251,10 +249,8 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
     ends are removed.
 
     Raises:
-        InputError: the file is missing, not text, empty, or in another format (JSON, a TREC run).
-            Also raised for empty lines, duplicate names in a line, and lines with different numbers
-            of names. Also raised for a zip file that is damaged, contains no list, or unpacks to
-            too many bytes.
+        InputError: the file cannot be read as a ranked list, a line is empty or repeats a name, or
+            the lines have different numbers of names.
     """
     path = existing_file(path, _A_RANKED_LIST)
     if zipfile.is_zipfile(path):

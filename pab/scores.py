@@ -68,9 +68,9 @@ def load_scores(
             columns allow it.
 
     Raises:
-        InputError: the file is missing, damaged or of unknown form, ids are missing or do not
-            match, or a rule of :class:`ScoreFile` is violated. If ids are missing, the message
-            contains the command that converts the file.
+        InputError: the file cannot be read, ids are missing or do not match, or a rule of
+            :class:`ScoreFile` is violated. If ids are missing, the message contains the command
+            that converts the file.
     """
     found = read_form(path, mmap=mmap)
     return to_score_file(found, path, query_ids=query_ids, gallery_ids=gallery_ids, id_flags=False)
@@ -100,9 +100,9 @@ def align(
 ) -> ScoreFile:
     """Reorder the rows of a score file to those of ``reference``; the matrices can then be added.
 
-    Gallery ids that differ only in image extension or Unicode form are matched first, and so are
-    query ids that differ only in Unicode form. Columns then need no reordering, because equal sets
-    of sorted ids have equal order.
+    First, gallery ids that differ only in image extension or Unicode form are matched, and query
+    ids that differ only in Unicode form. Columns then have the same order, because gallery ids are
+    sorted.
 
     Raises:
         InputError: the query ids or the gallery ids differ, or two ids would become equal.
@@ -161,7 +161,7 @@ def with_all_images(file: ScoreFile, gallery_ids: Sequence[str]) -> ScoreFile:
     """Extend scores of a form that lists only some images to the whole gallery.
 
     Added images are unlisted for every query. A file with an image outside the gallery is returned
-    unchanged; the later comparison of ids reports that image.
+    unchanged; a later comparison of ids reports this image.
     """
     wanted = sorted(gallery_ids)
     if file.gallery_ids == wanted:

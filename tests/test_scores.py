@@ -245,8 +245,8 @@ def test_reorder_names_what_does_not_match(scores: ScoreFile) -> None:
     message = str(error.value)
     assert "x.pt" in message
     assert "that are missing: 'q9'" in message
-    assert "that are not in the wanted order: 'q2', 'q3'" in message
-    assert "duplicate ids of the wanted order: 'q1'" in message
+    assert "that are not in the requested order: 'q2', 'q3'" in message
+    assert "duplicate ids of the requested order: 'q1'" in message
 
 
 def test_align(scores: ScoreFile) -> None:

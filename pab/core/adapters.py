@@ -3,7 +3,7 @@
 Source: Hu et al. 2021, "LoRA" (arXiv 2106.09685); Liu et al. 2024, "DoRA" (arXiv 2402.09353).
 Tensor names follow the peft library, which need not be installed.
 
-Shape letters: `O` outputs, `I` inputs of a matrix, `R` rank.
+Shape letters: `O` outputs and `I` inputs of a weight matrix, `R` rank of an update.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from pab.core.errors import InputError
 LIBRARY_PREFIX = "base_model.model."  # peft's wrapper around the whole model
 BASE_LAYER = ".base_layer."  # peft's name of the layer that an adapter updates
 ADAPTER = re.compile(r"(.+)\.lora_(A|B|magnitude_vector)(?:\.(\w+))?\.weight")
-# Any trace of adapters, also of unsupported kinds: biases, embeddings, copies of whole modules,
-# other methods of peft.
+# Parts of the tensor names of adapters, supported or not (biases, embeddings, copies of whole
+# modules, other methods of peft).
 TRACES = re.compile(r"\.lora_|\.(ia3_|hada_|lokr_|oft_|vera_|modules_to_save\.|original_module\.)")
 IN_PROJECTION = "in_proj_weight"  # torch's attention: queries, keys and values in one matrix
 ALPHA = "lora_alpha"  # setting: updates are scaled by alpha / rank
@@ -40,10 +40,10 @@ def own_name(name: str) -> str:
 
 
 def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -> dict[str, Tensor]:
-    """Add every low-rank update to its weight and drop the adapters.
+    """Add the low-rank updates to their weights and drop the adapters.
 
-    A matrix [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA), each row of the
-    sum is then scaled to the length in that vector.
+    A matrix ``W`` [O, I] becomes ``W + alpha / R * B A``. With a magnitude vector (DoRA), each row
+    of the sum is then scaled to the norm in that vector.
 
     Args:
         state: tensor name -> tensor, with peft's names.
@@ -51,11 +51,10 @@ def merged(state: Mapping[str, Tensor], alpha: float | None, path: str | Path) -
         path: checkpoint file, for errors.
 
     Returns:
-        State dict with the model's own names.
+        State dict without adapters, and without peft's wrappers in the names.
 
     Raises:
-        InputError: ``alpha`` is None, the adapters are of an unsupported kind or form several sets,
-            or one of them is incomplete or fits no weight.
+        InputError: ``alpha`` is None, or the adapters cannot be merged.
     """
     own: dict[str, Tensor] = {}
     updates: dict[str, dict[str, Tensor]] = {}
@@ -117,10 +116,7 @@ def _with_update(weight: Tensor, parts: Mapping[str, Tensor], alpha: float) -> T
 
 
 def alpha_of(checkpoint: Mapping[str, Any]) -> float | None:
-    """Find the adapters' alpha in the settings that a checkpoint stores beside its weights.
-
-    Return None if there is no alpha, or if it is not a number.
-    """
+    """Read the adapters' alpha from a checkpoint's settings; None without a valid number."""
     for key in ("config", "args", "metadata"):
         settings = checkpoint.get(key)
         held = settings if isinstance(settings, Mapping) else getattr(settings, "__dict__", {})

@@ -1,8 +1,6 @@
-"""Checkpoints: read released formats safely, load strictly, save atomically, resume exactly.
+"""Read, load and save checkpoints and training states.
 
-Reading a pickled file never runs code from it: only tensors and plain values are allowed
-(:mod:`pab.core.tensor_files`). ``argparse.Namespace`` is allowed, because released checkpoints
-store their arguments in one.
+Reading a pickled file never runs code from it (:mod:`pab.core.tensor_files`).
 """
 
 from __future__ import annotations
@@ -31,13 +29,13 @@ from pab.core.progress import progress
 from pab.core.state_dicts import model_state as model_state
 from pab.core.tensor_files import other_kind, read_tensors, write_tensors
 
-NAMES_SHOWN = 5  # number of tensor names listed in an error
+NAMES_SHOWN = 5  # maximum number of tensor names in a message
 # Version 2 adds skipped steps, metadata of weight files and hashes of the run's input files.
 TRAINING_STATE_VERSION = 2
 READABLE_STATE_VERSIONS = (1, TRAINING_STATE_VERSION)
 STATE_MARK = "training_state"  # key that holds a training state's version
 SINCE_VERSION_2 = {"skipped", "facts", "content"}  # fields of a state that version 1 lacks
-LET_IN = (argparse.Namespace,)  # classes allowed besides tensors and plain values
+LET_IN = (argparse.Namespace,)  # released checkpoints store their arguments in this class
 SAFETENSORS = ".safetensors"
 COPY_AGAIN = "copy or download it again from its source"  # the remedy for a damaged checkpoint
 
@@ -93,12 +91,12 @@ def _read_safetensors(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Result of loading, by tensor name; all fields except ``loaded`` list allowed differences."""
+    """Names of the tensors that :func:`load_strict` has and has not loaded."""
 
     loaded: tuple[str, ...]
-    missing: tuple[str, ...]  # in the model only: the model keeps its initial value
-    unexpected: tuple[str, ...]  # in the checkpoint only: skipped
-    ignored: tuple[str, ...]  # excluded from the comparison on both sides
+    missing: tuple[str, ...]  # only in the model, which keeps its initial value
+    unexpected: tuple[str, ...]  # only in the checkpoint
+    ignored: tuple[str, ...]  # names that match `ignore`
 
     def warn(self, path: str | Path) -> None:
         """Print a notice about newly initialized tensors and one about skipped ones, if any."""
@@ -197,14 +195,14 @@ def _require_finite(value: Tensor, dtype: torch.dtype, name: str, path: str | Pa
 
 
 def checkpoint_hash(path: str | Path) -> str:
-    """SHA-256 of an existing checkpoint file, as 64 hex digits."""
+    """Return the SHA-256 of a checkpoint file, as 64 hex digits."""
     return sha256_of_file(existing_file(path, "a checkpoint"))
 
 
 def save_weights(
     path: str | Path, state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write weights atomically; equal weights give equal bytes.
+    """Write weights atomically; equal weights and metadata give equal bytes.
 
     Args:
         path: file to write. Its extension selects the format: ``.safetensors``, or ``.pth`` or
@@ -289,7 +287,7 @@ def save_training_state(path: str | Path, state: TrainingState) -> None:
     """Write a training state atomically.
 
     Raises:
-        TypeError: safe reading would reject a value of the state; the message names its place.
+        TypeError: a value of the state cannot be stored; the message says where it is.
         InputError: the file cannot be written.
     """
     values = {name: _plain(getattr(state, name), name) for name in _STATE_FIELDS}
@@ -322,7 +320,7 @@ def load_training_state(path: str | Path, *, mmap: bool = False) -> TrainingStat
 
 
 def weights_of_state(loaded: Mapping[str, Any], path: str | Path) -> dict[str, Any]:
-    """Extract the weights from a training state, as ``checkpoint-final.pth`` would hold them.
+    """Extract the weights and their metadata from a training state.
 
     Args:
         loaded: a training state as read from its file.

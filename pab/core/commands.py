@@ -13,7 +13,7 @@ from pab.core.errors import EXIT_BAD_INPUT, InputError
 Group = Literal["data", "model", "optimization", "output", "speed", "advanced"]
 
 GROUPS: tuple[Group, ...] = typing.get_args(Group)  # in the order of --help
-# Section -> command -> its sentence in `python -m pab` and, for a Python command, in its --help.
+# Section -> command -> description, printed by `python -m pab` and by --help of a Python command.
 COMMANDS = {
     "Whole runs": {
         "bash scripts/demo.sh": "Install, build the mini data, score, fuse, evaluate and report.",
@@ -43,7 +43,7 @@ COMMANDS = {
         "python -m ensemble.published": "Compare a score file's metrics with the paper's.",
     },
     "Search": {
-        "python -m pab.search": "Search photographs once; commands: index, query, serve, export.",
+        "python -m pab.search": "Search images by text; subcommands: index, query, serve, export.",
     },
     "Fine-tune": {
         "python -m lhp.train": "Fine-tune BEiT-3 with the local-global hybrid perspective.",
@@ -51,8 +51,8 @@ COMMANDS = {
         "python -m uit.train": "Fine-tune UIT without the launcher uit.run.",
         "python scripts/finetune_clip.py": "Fine-tune CLIP with LHP's views.",
         "python scripts/finetune_blip2.py": "Fine-tune BLIP-2 with LHP's views.",
-        "python scripts/finetune_embedder.py": "Tune a late-interaction embedder.",
-        "python scripts/finetune_reranker.py": "Tune a vision-language reranker.",
+        "python scripts/finetune_embedder.py": "Fine-tune a late-interaction embedder.",
+        "python scripts/finetune_reranker.py": "Fine-tune a vision-language reranker.",
         "bash scripts/finetune_lhp.sh": "Fine-tune LHP as published.",
         "bash scripts/finetune_uit.sh": "Fine-tune UIT as published.",
         "python -m pab.core.launch": "Start training processes on one or several machines.",
@@ -76,8 +76,8 @@ COMMANDS = {
 class CommandParser(argparse.ArgumentParser):
     """Argument parser with grouped flags, ``--version``, and one-line errors.
 
-    The description of a listed command is its sentence in :data:`COMMANDS`. Subparsers are of
-    this class too.
+    The description of a command comes from :data:`COMMANDS` if it is listed there. Subparsers are
+    of this class too.
     """
 
     def __init__(self, **options: Any) -> None:

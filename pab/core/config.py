@@ -4,9 +4,8 @@ The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, `
 strings, ``int | Literal[...]`` (bounds apply to the number), ``tuple[X, X]`` or ``tuple[X, ...]``,
 and any of these ``| None``. A single value for a ``tuple[X, ...]`` becomes a tuple of one; integers
 for a ``tuple[str, ...]`` become strings. :func:`flag` adds the help text, the group and the bounds.
-Pydantic validates the values of the file and of the command line strictly: 3 is a valid float; "3"
-and True are not valid integers. A config may define ``check()``, which raises if settings
-contradict one another.
+Pydantic validates the given values strictly: 3 is a valid float, but "3" and True are not valid
+integers. A config may define ``check()``, which raises if settings contradict one another.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ def flag(default: Any, help_text: str, *, group: Group | None = None, **bounds: 
         default: value of the field if neither the file nor the command line sets it.
         help_text: text of ``--help``.
         group: section of ``--help``; None uses the class's ``flag_group``, else ``advanced``.
-        bounds: ``ge``, ``gt``, ``le`` and ``lt``; an optional field may also be None.
+        bounds: ``ge``, ``gt``, ``le`` and ``lt``; None is always valid for an optional field.
     """
     grouped = {} if group is None else {"group": group}
     return dataclasses.field(default=default, metadata={"help": help_text, **grouped, **bounds})
@@ -84,8 +83,8 @@ def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[s
         overrides: field name -> value, for instance from the command line; these take precedence.
 
     Raises:
-        InputError: unknown key, value of the wrong type or out of bounds, or a file that is missing
-            or not a YAML mapping.
+        InputError: a setting is unknown or has an invalid value, or the file cannot be read as a
+            YAML mapping.
     """
     from_file = {} if yaml_path is None else _read_yaml(config_path(yaml_path))
     found: dict[str, Any] = {}
@@ -163,8 +162,7 @@ def config_from_args(
         extra: function that adds flags beside the config fields; the namespace holds their values.
 
     Returns:
-        The config, and a namespace with everything that is not a config field (``config``
-        included).
+        The config, and a namespace of the other arguments, such as ``config``.
 
     Raises:
         InputError: see :func:`load_config`; ``check()`` may also raise it.
@@ -181,7 +179,8 @@ def config_from_args(
     given = vars(namespace)
     names = [field.name for field in dataclasses.fields(cls) if field.name in given]
     overrides = {name: given.pop(name) for name in names}
-    overrides = {name: None if v == [None] else v for name, v in overrides.items()}  # for a tuple
+    # A tuple field that is set to none has the value [None].
+    overrides = {name: None if v == [None] else v for name, v in overrides.items()}
     config = load_config(cls, namespace.config, overrides)
     if hasattr(config, "check"):
         config.check()
@@ -309,7 +308,7 @@ def _from_text(kind: Any, optional: bool) -> Callable[[str], Any]:
 
 
 def _help_of(default: Any, text: str) -> str:
-    """Append the default to a help text unless it is empty, none or off; escape percent signs."""
+    """Append the default, unless empty, None or False, to a help text; escape percent signs."""
     values = default if isinstance(default, tuple) else (default,)
     shown = " ".join(f"{v:.10g}" if isinstance(v, float) else str(v) for v in values)
     if shown not in ("", "None", "False"):

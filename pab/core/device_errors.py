@@ -1,4 +1,4 @@
-"""Describe device errors in one line: exhausted memory, no deterministic algorithm."""
+"""Describe memory and other device errors in one line, and check the shared memory."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ _EXPLAINED = "out of memory while "  # start of the note that `explaining_memory
 def explaining_memory(device: torch.device, work: str, remedy: str) -> Iterator[None]:
     """Explain an out-of-memory error of the block in a note; :func:`one_line` returns it.
 
-    The exception keeps its type. An error that already has such a note keeps it: the note of the
-    innermost block is the most specific.
+    Of nested blocks around an error, only the innermost adds a note, because it is the most
+    specific.
 
     Args:
         device: device of the model.
@@ -51,7 +51,7 @@ def explaining_memory(device: torch.device, work: str, remedy: str) -> Iterator[
 
 
 def one_line(error: BaseException) -> str | None:
-    """Describe an error of a device in one line; None for any other error."""
+    """Describe a device error in one line; return None for any other error."""
     if isinstance(error, RuntimeError) and _LOST_WORKER in str(error):
         return f"{SHARED_MEMORY} is full, so a loader process died: {_MORE_ROOM.format(0)}"
     if _is_out_of_memory(error):
@@ -78,11 +78,7 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 
 def _peak(device: torch.device) -> str:
-    """Describe the peak memory of this process on the device, and the device's memory.
-
-    On MPS, which records no peak, the current memory is given. For a CPU on Windows, no figures are
-    given.
-    """
+    """Describe this process's peak memory (MPS: current memory) and the device's memory."""
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         used, total, name = torch.cuda.max_memory_allocated(device), card.total_memory, card.name
@@ -103,8 +99,8 @@ def _peak(device: torch.device) -> str:
 def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, samples: int) -> None:
     """Check that loaded batches fit in ``/dev/shm``; otherwise, a worker would die (bus error).
 
-    Each process of the machine has its own workers, and each worker loads two batches ahead. The
-    check is skipped without workers, and on systems without ``/dev/shm``.
+    The check assumes the same load for all processes of the machine, and two batches per worker. It
+    is skipped without workers, and on systems without ``/dev/shm``.
 
     Args:
         num_workers: number of loader processes of this process.

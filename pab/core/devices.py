@@ -90,10 +90,10 @@ def dtype_of(name: str) -> torch.dtype:
 def autocast(
     device: torch.device, dtype: torch.dtype, weights: torch.dtype = torch.float32
 ) -> AbstractContextManager[None]:
-    """Run matrix products in the block in ``dtype``; do nothing for float32 or equal ``weights``.
+    """Run matrix products in the block in ``dtype``.
 
-    If the weights already have ``dtype``, CUDA's autocast would still run every LayerNorm in
-    float32. For LHP, this doubles the number of kernels and the memory traffic of a batch.
+    Nothing changes if ``dtype`` is float32 or equals ``weights``. In the second case, autocast
+    would only make CUDA compute each LayerNorm in float32, which is slower (docs/log.md).
 
     Args:
         device: device of the model.
@@ -111,16 +111,16 @@ def autocast(
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[None]:
-    """Disable :func:`autocast` in the block: similarities and losses keep full precision."""
+    """Disable :func:`autocast` in the block, for example for similarities and losses."""
     return torch.autocast(device.type, enabled=False)
 
 
 def in_autocast_format(x: Tensor) -> Tensor:
     """Cast ``x`` to the autocast dtype on a CPU under :func:`autocast`; otherwise return ``x``.
 
-    Intended for a residual stream: norms and sums keep the dtype of their input. With a float32
-    stream, each matrix product would cast its input first, which takes a quarter of a CPU training
-    step (docs/log.md).
+    This is intended for a residual stream: norms and sums keep the dtype of their input. With a
+    float32 stream, each matrix product first casts its input. For the mini UIT, these casts
+    take a quarter of a training step on a CPU (docs/log.md).
     """
     if x.device.type == "cpu" and torch.is_autocast_enabled("cpu"):
         return x.to(torch.get_autocast_dtype("cpu"))
@@ -186,7 +186,7 @@ def keep_freed_memory(device: torch.device) -> None:
 
     A CPU batch frees hundreds of megabytes of activations, and the next batch allocates them again.
     The system clears returned pages each time, which takes a fifth of a training step
-    (docs/log.md). Other devices and systems are not affected. The memory stays in use until
+    (docs/log.md). For other devices, nothing happens. The process keeps the memory until
     :func:`return_freed_memory` is called.
     """
     if device.type != "cpu" or platform.libc_ver()[0] != "glibc":
@@ -252,7 +252,7 @@ def set_torch_rng_state(state: Mapping[str, Any], device: torch.device) -> None:
 
 
 def free_memory(device: torch.device) -> int | None:
-    """Return a CUDA GPU's free bytes, including torch's unused reserved memory; else None."""
+    """Return a CUDA GPU's free bytes, including torch's unused cache; None for other devices."""
     if device.type != "cuda":
         return None
     free, _ = torch.cuda.mem_get_info(device)
@@ -262,7 +262,7 @@ def free_memory(device: torch.device) -> int | None:
 def read_late(results: Iterable[tuple[Key, Tensor]]) -> Iterator[tuple[Key, Tensor]]:
     """Copy tensors to the CPU; wait for a GPU's tensor only after the next one is queued.
 
-    The GPU then always has work, and the host is never more than one tensor ahead.
+    The GPU computes the next tensor during the wait.
 
     Args:
         results: pairs of any key and a tensor on any device.

@@ -1,9 +1,8 @@
 """The error type for bad input, and its handling on the command line.
 
-Every problem with an input raises :class:`InputError`. Command-line entry points run under
-:func:`run_cli`, which prints the error as one line on stderr and exits with code 2. Apart from the
-other cases that :func:`run_cli` handles, any exception is a bug in this project and keeps its
-traceback.
+Bad input raises :class:`InputError`. Commands run under :func:`run_cli`, which prints this error as
+one line on stderr and exits with code 2. An exception that :func:`run_cli` does not handle is a bug
+in this project and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -59,9 +58,8 @@ class LostProcessError(RuntimeError):
 def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = None) -> None:
     """Run a command-line ``main``; bad input prints one line on stderr and exits with code 2.
 
-    Exhausted memory (also in ``/dev/shm``), and an operation without a deterministic algorithm, are
-    reported like bad input. A lost connection to another process gives exit code 1; the other
-    process reports the cause. A closed output pipe also gives exit code 1, and Ctrl-C gives 130.
+    Device errors that :mod:`pab.core.device_errors` describes are reported like bad input. The exit
+    code is 1 for a lost connection to another process or a closed output pipe, and 130 for Ctrl-C.
     """
     try:
         with closing_bars():

@@ -106,7 +106,7 @@ def _zip_kind(path: Path) -> FileKind:
 
 
 def _safetensors_kind(path: Path, length: int, size: int) -> FileKind:
-    """Detect truncation: compare the file size with the tensors that the header lists."""
+    """Detect a truncated file by the size of the tensors that its header lists."""
     with path.open("rb") as handle:
         handle.seek(8)
         header = handle.read(length)

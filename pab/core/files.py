@@ -37,8 +37,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     If the block raises, the temporary file is removed and ``path`` is unchanged.
 
     Raises:
-        InputError: ``path`` is not a regular file, its folder cannot be created, or the file cannot
-            be written (disk full, permission).
+        InputError: the file cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -143,7 +142,7 @@ def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) ->
     The check is sufficient, because zipfile never reads more than the declared size of an entry.
 
     Raises:
-        InputError: they unpack to more than :data:`ALWAYS_UNPACKED` bytes and more than
+        InputError: the entries unpack to more than :data:`ALWAYS_UNPACKED` bytes and more than
             :data:`LARGEST_RATIO` times their packed size.
     """
     entries = list(entries)
@@ -159,7 +158,7 @@ def check_unpacked_size(path: str | Path, entries: Iterable[zipfile.ZipInfo]) ->
 
 
 def sha256_of_file(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as 64 hex digits."""
+    """Return the SHA-256 of a file's bytes, as 64 hex digits."""
     path, digest = Path(path), hashlib.sha256()
     with path.open("rb") as file, Progress(path.stat().st_size, f"hashing {path.name}", "B") as bar:
         while block := file.read(BLOCK):
@@ -169,7 +168,7 @@ def sha256_of_file(path: str | Path) -> str:
 
 
 def sha256_of_lines(lines: list[str]) -> str:
-    """SHA-256 of strings, each followed by a newline; identifies a list of ids or captions."""
+    """Return the SHA-256 of strings (ids or captions), each followed by a newline."""
     digest = hashlib.sha256()
     for line in lines:
         digest.update(line.encode("utf-8", "surrogatepass") + b"\n")

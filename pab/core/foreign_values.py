@@ -1,11 +1,10 @@
 """Read values of other libraries in pickled files without running their code.
 
-A checkpoint may hold NumPy scalars, arrays, paths, dates, ``SimpleNamespace`` and ``defaultdict``
-beside its tensors. ``weights_only`` reading rejects their classes. This module maps each class to a
-stand-in that takes the same arguments and accepts only plain data; dates and ``SimpleNamespace``
-are their own stand-ins. NumPy's own unpickling never receives unchecked data, because with a forged
-dtype it would interpret raw bytes as pointers. A stand-in never imports, calls or looks up anything
-named in a file.
+A checkpoint may contain NumPy scalars, arrays, paths, dates, ``SimpleNamespace`` and
+``defaultdict`` beside its tensors. ``torch.load(weights_only=True)`` rejects their classes. This
+module maps each class to a stand-in that takes the same arguments and accepts only plain data.
+Dates and ``SimpleNamespace`` need no other class. Stand-ins import nothing named in a file, and
+pass only checked data to NumPy: with a forged dtype, NumPy would read raw bytes as pointers.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ class PlainDtype:
     """Stand-in for ``numpy.dtype``; accepts only numbers, text and bytes.
 
     Raises:
-        ForeignValueError: a dtype of Python objects, records, dates or unknown kind.
+        ForeignValueError: any other dtype.
     """
 
     def __init__(self, code: object, align: object = False, copy: object = True) -> None:

@@ -24,17 +24,16 @@ BUCKET_ELEMENTS = 8 * 1024 * 1024  # gradients per exchange: 32 MiB in float32
 class GradientAverage:
     """Replace every gradient by its mean over processes, in place; do nothing in one process.
 
-    Buckets hold the parameters in reverse order, because the backward pass reaches the last ones
-    first. All processes exchange the buckets in this order. A bucket is exchanged once all its
-    gradients exist and the exchanges of all earlier buckets have started; :meth:`finish` exchanges
-    the rest.
-    A trainable parameter that never gets a gradient therefore delays its bucket and later ones.
+    Buckets contain the parameters in reverse order, because the backward pass reaches the last ones
+    first. All processes exchange the buckets in this order. The exchange of a bucket starts once
+    all its gradients exist and the exchanges of all earlier buckets have started. :meth:`finish`
+    exchanges the rest, so a trainable parameter without a gradient delays its bucket and all later
+    ones.
 
-    Exchanges wait for the backward passes of :func:`pab.core.processes.all_gather_with_grad`.
+    Exchanges also wait for the backward passes of :func:`pab.core.processes.all_gather_with_grad`.
     Otherwise, if different parameters have a gradient in different processes, the two kinds of
-    exchange could start in different orders.
-    Other exchanges in a backward pass (synchronized batch norm) need the same graph in all
-    processes.
+    exchange could start in different orders. Other exchanges in a backward pass (synchronized batch
+    norm) need the same graph in all processes.
 
     Args:
         parameters: parameters of the model, in the same order in all processes.
@@ -101,14 +100,14 @@ class GradientAverage:
     def finish(self, figures: Tensor) -> Tensor:
         """Wait for the mean gradients, and average figures such as losses.
 
-        A gradient that only some processes have counts as zero in the others.
+        A missing gradient counts as zero.
 
         Args:
             figures: [F], values of this process.
 
         Returns:
-            [F + P]: mean figures, and for each of P parameters the fraction of processes with a
-            gradient, which :meth:`without_fractions` reads. P is 0 in one process.
+            [F + P]: mean figures, then the fraction of processes with a gradient for each of P
+            parameters, for :meth:`without_fractions`. In a single process, P is 0.
         """
         if not self.parameters:
             return figures
@@ -126,10 +125,10 @@ class GradientAverage:
         )
 
     def without_fractions(self, values: Sequence[float]) -> list[float]:
-        """Return only the figures from the result of :meth:`finish`, passed as Python floats.
+        """Return only the figures from the values of :meth:`finish`, and remove unused gradients.
 
-        Parameters without a gradient in any process have a zero gradient after :meth:`finish`. This
-        method removes it, because an optimizer would otherwise decay these parameters.
+        After :meth:`finish`, a parameter without a gradient in any process has a zero gradient.
+        This method sets it to None; otherwise, an optimizer would decay the parameter.
         """
         count = len(values) - len(self.parameters)
         for parameter, fraction in zip(self.parameters, values[count:], strict=True):

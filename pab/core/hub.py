@@ -1,7 +1,6 @@
-"""List the files of a repository on the Hugging Face hub, with the hashes that they must have.
+"""List the files of a repository on the Hugging Face hub, with their hashes.
 
-The list comes from the hub's HTTP interface
-(`GET /api/models/OWNER/NAME/revision/REVISION?blobs=true`), so that no library is needed.
+The list comes from the hub's HTTP interface, so that no library is needed.
 """
 
 from __future__ import annotations
@@ -66,7 +65,7 @@ def list_model(repository: str, revision: str) -> tuple[str, list[HubFile]]:
         The commit, and the files in order of their names.
 
     Raises:
-        InputError: the list cannot be read, or has no weights or an unsafe name.
+        InputError: the list cannot be read, contains no weights, or contains an unsafe name.
     """
     address = f"{hub_address()}/api/models/{repository}/revision/{quote(revision, safe='')}"
     try:

@@ -1,8 +1,8 @@
 """Start the processes of one machine with torchrun: `python -m pab.core.launch 4 lhp.train ...`.
 
-Several machines run the same command, each with these environment variables: ``NNODES`` (number of
-machines), ``NODE_RANK`` (number of this machine, from 0) and ``MASTER_ADDR`` (name or address of
-machine 0). If the default port is taken, ``MASTER_PORT`` names another one.
+To use several machines, run the same command on each, with these environment variables: ``NNODES``
+(number of machines), ``NODE_RANK`` (number of this machine, from 0) and ``MASTER_ADDR`` (name or
+address of machine 0). If the default port is in use, set ``MASTER_PORT`` to another one.
 """
 
 from __future__ import annotations

@@ -134,9 +134,8 @@ def _version(capability: tuple[int, int]) -> str:
 def check_numerics(device: torch.device, *, tf32: bool, deterministic: bool) -> None:
     """Check that the device supports TF32, and prepare cuBLAS for deterministic algorithms.
 
-    Each is done only if requested. cuBLAS reads ``CUBLAS_WORKSPACE_CONFIG`` when CUDA starts. If
-    the variable is unset, it is set to NVIDIA's value for reproducible results. PyTorch 2.14 works
-    without the variable; older versions need it.
+    Each is done only if requested. cuBLAS reads ``CUBLAS_WORKSPACE_CONFIG`` when CUDA starts; an
+    unset variable gets NVIDIA's value for reproducible results.
 
     Raises:
         InputError: TF32 is requested on a device without it.
@@ -155,16 +154,16 @@ def check_numerics(device: torch.device, *, tf32: bool, deterministic: bool) -> 
 
 @contextmanager
 def numerics(device: torch.device, *, tf32: bool, deterministic: bool) -> Iterator[None]:
-    """Compute in the block with TF32 on or off, and perhaps with deterministic algorithms.
+    """Set TF32 and deterministic algorithms for the block.
 
-    Both are settings of the whole process, so the settings before the block are restored after it.
+    Both are settings of the whole process; the earlier settings are restored after the block.
     PyTorch's default is TF32 for convolutions, but not for matrix products.
 
     Args:
         device: device of the model.
         tf32: compute float32 products and convolutions in TF32 on a CUDA GPU (10 bits of mantissa).
-        deterministic: use only deterministic algorithms, on any device; an operation without one
-            raises RuntimeError. False keeps the process's setting.
+        deterministic: use only deterministic algorithms; an operation without one raises
+            RuntimeError. False keeps the setting of the process.
     """
     with ExitStack() as stack:
         if device.type == "cuda":

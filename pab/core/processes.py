@@ -1,7 +1,7 @@
 """Distributed helpers for processes started by torchrun, or for a single process.
 
-All functions work in both cases; in a single process, they exchange nothing. Gloo exchanges CPU
-tensors, NCCL exchanges CUDA tensors.
+A single process exchanges nothing. Otherwise, gloo exchanges CPU tensors, and NCCL exchanges CUDA
+tensors.
 
 The backward pass of :func:`all_gather_with_grad` sums gradients over processes, and
 :class:`pab.core.gradients.GradientAverage` averages them (as DistributedDataParallel does). If each
@@ -45,8 +45,8 @@ _START = "start several processes with torchrun, or unset RANK and WORLD_SIZE"
 # Longest wait for another process in an exchange. The longest waits are those for the process that
 # checks and indexes the data, and for validation. NCCL's default is 10 minutes.
 TIMEOUT = timedelta(hours=1)
-# Longest wait until all processes have joined. They join after reading their settings; by then,
-# torchrun has waited for the machines. It does not tell a machine if another one fails later.
+# Longest wait until all processes have joined. torchrun has already waited for the machines, but
+# does not report that a machine has failed since.
 JOIN_TIMEOUT = timedelta(minutes=10)
 
 pending_gathers = 0  # calls of all_gather_with_grad whose backward pass has not run
@@ -56,8 +56,7 @@ def init_processes(device: torch.device) -> None:
     """Join torchrun's group (``RANK``, ``WORLD_SIZE``) if there is one and it is not joined yet.
 
     Raises:
-        InputError: a variable of torchrun is missing or out of range, or the group cannot be joined
-            (port in use, unknown network interface, a process that has not joined in time).
+        InputError: a variable of torchrun is missing or invalid, or the group cannot be joined.
     """
     started = "RANK" in os.environ or "WORLD_SIZE" in os.environ
     if not started or dist.is_initialized():
@@ -230,7 +229,7 @@ class _AllGather(torch.autograd.Function):
 
 
 def all_gather_with_grad(rows: Tensor) -> Tensor:
-    """Concatenate the rows of all processes by rank; gradients flow back to their owners.
+    """Concatenate the rows of all processes by rank, with gradients.
 
     Args:
         rows: ``[B, D]``, the same shape in all processes.
@@ -344,15 +343,15 @@ def _result_or_error(make: Callable[[], T]) -> tuple[T | None, InputError | None
 
 
 def check_equal(values: Mapping[str, str], *, todo: str) -> None:
-    """Check that values that each process has determined itself are equal in all processes.
+    """Check that all processes pass equal values.
 
     Args:
         values: flag or file -> short description of its value, with a hash if it is long.
         todo: the remedy.
 
     Raises:
-        InputError: a value differs; every process raises it. The message names the first flag or
-            file that differs, with the values, processes and hosts.
+        InputError: a value differs; every process raises it. The message names the flag or file,
+            the values, the processes and the hosts.
     """
     found = gather_objects((dict(values), socket.gethostname()))
     for where in {name: None for described, _ in found for name in described}:
@@ -376,7 +375,7 @@ def broadcast(value: Tensor, source: int = 0) -> Tensor:
 
 
 def share_buffers(model: nn.Module) -> None:
-    """Copy rank 0's batch statistics (floating-point buffers) to every process, in place.
+    """Copy rank 0's floating-point buffers (batch statistics) to every process, in place.
 
     Each process updates its own statistics in training; validation and checkpoints use rank 0's.
     """

@@ -57,7 +57,7 @@ class Progress:
             self._show(now)
 
     def estimate(self, total: int) -> None:
-        """Set an estimate of the units of the whole loop, if their number is not known."""
+        """Set an estimated total; log lines mark it with "about"."""
         self.total, self._estimated = total, True
 
     def close(self) -> None:

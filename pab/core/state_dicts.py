@@ -1,7 +1,7 @@
 """Extract weights from other projects' checkpoints.
 
 Containers may be nested, names may have wrapper prefixes, and values may be adapters or NumPy
-arrays. All forms with the same content yield the same weights, under the names of the model.
+arrays.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ def model_state(
         Tensor name -> tensor, with adapters merged.
 
     Raises:
-        InputError: there are no weights, containers are nested too deeply, an entry of a container
-            is not a tensor, two tensors would get the same name, or adapters cannot be merged.
+        InputError: there are no weights, an entry of a container is not a tensor, two tensors would
+            get the same name, or adapters cannot be merged.
     """
     found = _container(checkpoint, path)
     if not found:

@@ -149,8 +149,8 @@ def write_tensors(path: str | Path, value: Any) -> None:
 class _ByValue(pickle.Pickler):
     """Pickler that writes repeated objects in full instead of as references.
 
-    Equal values then give equal bytes, whatever their object identity. A score file's ids, which
-    occur only once anyway, also load in less than half the time.
+    Equal values then give equal bytes, whatever their object identity. The ids of a score file also
+    load faster.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -56,7 +56,7 @@ class TextDraws:
     """Settings of the random choices for a caption.
 
     Attributes:
-        eda_share: fraction of words changed in the augmented version; None disables it.
+        eda_share: ``share`` of :func:`uit.eda.augment`; None disables the augmented version.
         synonyms: see :func:`uit.eda.augment`.
         masking: settings of masked language modelling; None disables it.
     """

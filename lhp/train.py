@@ -42,8 +42,8 @@ def train(config: TrainConfig, command: str) -> None:
     """Fine-tune LHP with the shared recipe (:func:`pab.training.pairs.train_pairs`).
 
     Raises:
-        InputError: settings, data or a checkpoint are invalid, a file cannot be read or written,
-            or too many consecutive steps are skipped.
+        InputError: the settings, the data or a checkpoint is invalid, a file cannot be read or
+            written, or too many consecutive steps are skipped.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)

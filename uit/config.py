@@ -85,7 +85,7 @@ class TrainConfig(TrainingConfig):
         7, f"strength of image operations, 0 to {LEVELS}; none disables them", ge=0, le=LEVELS
     )
     erasing_prob: float = flag(0.6, "probability of erasing a rectangle", ge=0, le=1)
-    eda_share: float = flag(0.1, "fraction of words changed in the augmented caption", ge=0, le=1)
+    eda_share: float = flag(0.1, "approximate fraction of words changed by EDA", ge=0, le=1)
     synonyms: bool = flag(True, "use WordNet synonyms in EDA; off: only swaps and deletions")
     wordnet: str | None = data_flag(
         None, "folder with corpora/wordnet (default: NLTK's search path)"

@@ -67,7 +67,7 @@ class TextDraws:
 
 
 class UitDataset(TrainingSamples):
-    """Training pairs with all random choices that UIT's losses need.
+    """Training pairs with random views, augmented captions and masked captions.
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.

@@ -38,8 +38,8 @@ def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from the data to the final checkpoint.
 
     Raises:
-        InputError: settings, data or a checkpoint are invalid, a file cannot be read or written,
-            or too many consecutive steps are skipped.
+        InputError: the settings, the data or a checkpoint is invalid, a file cannot be read or
+            written, or too many consecutive steps are skipped.
     """
     # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)

@@ -29,7 +29,7 @@ def training_command(
 ) -> None:
     """Parse a command line, run the recipe, and leave the process group.
 
-    :func:`pab.core.processes.leaving_together` ends the run, with or without an error.
+    The group is left by :func:`pab.core.processes.leaving_together`, also after an error.
 
     Args:
         cls: dataclass of the recipe's settings.

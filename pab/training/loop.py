@@ -213,7 +213,7 @@ class Run:
                 f"skipped steps in a row: {in_row}, the last at step {step}: {problem}",
                 todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
                 f"{config.clip_grad or 'none'}), or use --dtype fp32 or bf16 (now {config.dtype});"
-                " the run can be resumed with these settings changed",
+                " these settings may differ when the run is resumed",
             )
 
     # ---- Validation

@@ -96,8 +96,8 @@ def train_pairs(
             checkpoint's facts, and the checkpoint then replaces all initial weights.
 
     Raises:
-        InputError: settings, data or a checkpoint are invalid, a file cannot be read or written,
-            or too many consecutive steps are skipped.
+        InputError: the settings, the data or a checkpoint is invalid, a file cannot be read or
+            written, or too many consecutive steps are skipped.
     """
     # ---- Data and model
     setup = set_up(config, command, files, config.update_freq)

@@ -167,7 +167,7 @@ def clip_and_step(
         raise RuntimeError("no parameter has a gradient: backward was not called")
     norm = torch.nn.utils.get_total_norm(found)
     together = torch.cat([figures.detach().float().reshape(-1), norm.float().reshape(1)])
-    *values, norm_value = together.tolist()  # the only transfer of a step that is not skipped
+    *values, norm_value = together.tolist()  # the only read unless the step is skipped
     if gradients is not None:
         values = gradients.without_fractions(values)
     finite = math.isfinite(values[0]) and math.isfinite(norm_value)

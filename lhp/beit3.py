@@ -48,7 +48,7 @@ RETRIEVAL_HEADS = ("language_head.*", "vision_head.*", "logit_scale")
 OTHER_HEADS = (
     "head.*", "pooler.*", "fc_norm.*", "mlm_head.*", "mim_head.*", "itm_head.*", "lm_head.*",
 )  # fmt: skip
-# Standard deviations of embeddings in :func:`start_from_scratch`; our values.
+# Standard deviations of embeddings in `start_from_scratch`; not published.
 SCRATCH_WORD_STD, SCRATCH_POSITION_STD = 0.3, 0.1
 
 
@@ -89,7 +89,7 @@ class Beit3Config:
         return (self.img_size // self.patch_size) ** 2
 
 
-# name -> (width, heads, feed-forward width, layers); large and base as published, others ours.
+# name -> (width, heads, feed-forward width, layers); only large and base are published.
 SIZES = {
     "large": (1024, 16, 4096, 24),
     "base": (768, 12, 3072, 12),
@@ -317,9 +317,8 @@ class Beit3Retrieval(nn.Module):
     def no_weight_decay(name: str, parameter: Tensor) -> bool:
         """Return true for parameters without weight decay.
 
-        Vectors and scalars (biases, norms, the logit scale) have none. Neither do two embeddings
-        that the published recipe excludes: the class token and the image positions. Text
-        positions have weight decay.
+        As in the published recipe, these are vectors and scalars (biases, norms, the logit scale),
+        the class token and the image positions. Text positions have weight decay.
         """
         exempt = ("cls_token", "embed_positions.A.weight")
         return parameter.ndim <= 1 or name.endswith(exempt)

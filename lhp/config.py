@@ -26,7 +26,9 @@ class TrainConfig(ContrastiveConfig):
     checkpoint_activations: bool = speed_flag(
         False, "recompute blocks in the backward pass, to save memory"
     )
-    compile: bool = speed_flag(False, "compile the blocks with torch.compile in the first steps")
+    compile: bool = speed_flag(
+        False, "compile the blocks with torch.compile; slows the first steps"
+    )
     finetune: str = model_flag("", "checkpoint to start from; empty: random weights")
     sentencepiece_model: str = model_flag("checkpoints/lhp/beit3.spm", "SentencePiece model")
     max_text_length: int = model_flag(

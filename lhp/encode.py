@@ -89,7 +89,7 @@ def check_compiler(device: torch.device) -> None:
 
 
 def compiled_image_encoder(model: Beit3Retrieval) -> Callable[[Tensor], Tensor]:
-    """Compile ``model.encode_image`` for one batch shape, with frozen weights.
+    """Compile ``model.encode_image`` for fixed batch shapes, with frozen weights.
 
     On two cores, compilation made the base model 2 to 12 % faster in fp32, and from 6 % slower to
     6 % faster in bf16 (`benchmarks/lhp_scoring.py`). GPUs were not measured.

@@ -42,9 +42,8 @@ def train(config: TrainConfig, command: str) -> None:
     """Fine-tune LHP with the shared recipe (:func:`pab.training.pairs.train_pairs`).
 
     Raises:
-        InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training pair or image, an output that cannot be written, or too many
-            consecutive steps skipped because the loss or a gradient was not finite.
+        InputError: the settings, the data or a checkpoint is invalid, a file cannot be read or
+            written, or too many consecutive steps are skipped.
     """
     tokenizer = Tokenizer(config.sentencepiece_model, config.max_text_length)
     files = named_files(finetune=config.finetune, sentencepiece_model=config.sentencepiece_model)
@@ -143,7 +142,7 @@ def compile_blocks(
 
 
 def pair_vectors(model: Beit3Retrieval, pairs: PairBatch) -> Tensor:
-    """Encode B pairs; return image and text vectors stacked as [B, 2, D], with D their width."""
+    """Encode B pairs to image and text vectors of width D, stacked as [B, 2, D]."""
     image = model.encode_image(pairs.image)
     text = model.encode_text(pairs.text_ids, pairs.text_mask)
     return torch.stack([image, text], dim=1)

@@ -41,8 +41,9 @@ class HybridView:
         local_prob: probability of the local view.
         crop_scale: area of the local crop as a fraction of the image, minimum and maximum.
         crop_ratio: width over height of the local crop, minimum and maximum.
-        whole: preprocessing that produces the global view (for CLIP, a centre crop). It must not
-            crop a square of ``size`` pixels per side. None uses BEiT-3's preprocessing.
+        whole: preprocessing that produces the global view (for CLIP, a centre crop). It is also
+            applied to the local crop of size x size pixels, and must not crop it further. None uses
+            BEiT-3's preprocessing.
     """
 
     def __init__(

@@ -3,9 +3,8 @@
 The loader's processes draw a view and return uint8 pixels and the rectangle to erase. The device
 normalizes the pixels and then erases the rectangle.
 
-Source: the release. The ten operations are those of RandAugment (Cubuk et al., arXiv 1909.13719) as
-used by the vision-language models that UIT builds on. Erasing follows Zhong et al. (arXiv
-1708.04896). The implementation uses torchvision's functions.
+Source: the release. The ten operations are part of RandAugment (Cubuk et al., arXiv 1909.13719), as
+in the vision-language models that UIT builds on. Erasing follows Zhong et al. (arXiv 1708.04896).
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ ROTATE = 30.0  # degrees
 SHEAR = 0.3  # pixels per pixel, from the upper left corner
 TRANSLATE = 10  # pixels
 ENHANCE = 1.8  # brightness and sharpness: the factor is this value times level / LEVELS, plus 0.1
-# Erased rectangle, with its authors' values:
+# Erased rectangle, with the values of Zhong et al.:
 ERASED_AREA = (0.02, 0.4)  # fraction of the image
 ERASED_RATIO = (0.3, 1 / 0.3)  # height over width
 

@@ -6,8 +6,8 @@ before Fuse" (arXiv 2107.07651). Parameter names match the published checkpoints
 
 Layers below ``fusion_layer`` read only text. Each later layer adds cross-attention from the text to
 an image's tokens, between self-attention and feed-forward. The keys and values of cross-attention
-depend only on the image. They are therefore computed once per image (:meth:`Bert.image_memory`) and
-shared by all its texts.
+depend only on the image. They are therefore computed once per image (:meth:`Bert.image_memory`),
+for all texts.
 
 Deliberate differences from the published code, which change results only by rounding: attention
 uses `scaled_dot_product_attention`, and padding is excluded by a boolean mask instead of a bias of

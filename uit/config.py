@@ -1,6 +1,6 @@
 """Settings of UIT's fine-tuning.
 
-The defaults are the release's, except for the initial weights and the seed.
+The defaults are those of the release, but with another seed and without initial weights.
 `configs/uit/paper.yaml` has the paper's values.
 """
 
@@ -69,7 +69,7 @@ class TrainConfig(TrainingConfig):
 
     # Masking
     mlm_share: float = flag(
-        WordMasking.share, "fraction of a caption's word pieces to mask", ge=0, le=1
+        WordMasking.share, "maximum fraction of a caption's word pieces to mask", ge=0, le=1
     )
     mlm_most: int = flag(WordMasking.most, "maximum number of masked word pieces per caption", ge=1)
     ngram_share: float = flag(
@@ -85,7 +85,7 @@ class TrainConfig(TrainingConfig):
         7, f"strength of image operations, 0 to {LEVELS}; none disables them", ge=0, le=LEVELS
     )
     erasing_prob: float = flag(0.6, "probability of erasing a rectangle", ge=0, le=1)
-    eda_share: float = flag(0.1, "fraction of words changed in the augmented caption", ge=0, le=1)
+    eda_share: float = flag(0.1, "approximate fraction of words changed by EDA", ge=0, le=1)
     synonyms: bool = flag(True, "use WordNet synonyms in EDA; off: only swaps and deletions")
     wordnet: str | None = data_flag(
         None, "folder with corpora/wordnet (default: NLTK's search path)"
@@ -100,7 +100,7 @@ class TrainConfig(TrainingConfig):
     )
     warmup_steps: int = flag(
         WARMUP_STEPS,
-        "steps of linear warm-up (schedules step and linear); with 0, step multiplies by 0.2",
+        "steps of linear warm-up (schedules step and linear); if 0, step always multiplies by 0.2",
         ge=0,
     )
     weight_decay: float = flag(0.01, "AdamW weight decay")

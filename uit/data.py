@@ -56,7 +56,7 @@ class TextDraws:
     """Settings of the random choices for a caption.
 
     Attributes:
-        eda_share: fraction of words changed in the augmented version; None disables it.
+        eda_share: ``share`` of :func:`uit.eda.augment`; None disables the augmented version.
         synonyms: see :func:`uit.eda.augment`.
         masking: settings of masked language modelling; None disables it.
     """
@@ -67,7 +67,7 @@ class TextDraws:
 
 
 class UitDataset(TrainingSamples):
-    """Training pairs with all random choices that UIT's losses need.
+    """Training pairs with random views, augmented captions and masked captions.
 
     Args:
         pairs, indices, seed: see :class:`pab.training.data.TrainingSamples`.

@@ -2,8 +2,7 @@
 
 Source: Wei and Zou, "EDA: Easy Data Augmentation Techniques for Boosting Performance on Text
 Classification Tasks" (arXiv 1901.11196). One of four operations is chosen at random: replace words
-with synonyms, insert synonyms, swap words, or delete words. The result has only lower-case letters
-and spaces, unless the caption has no letters.
+with synonyms, insert synonyms, swap words, or delete words.
 
 Synonyms come from WordNet through NLTK, which does not include WordNet's files. Missing files
 raise an error. Without synonyms (`--no_synonyms`), EDA only swaps or deletes words.

@@ -104,7 +104,7 @@ def encode_gallery(
     Args:
         model: model, with weights of the dtype ``compute.weights``.
         images: images of the gallery.
-        compute: device, dtype and batching; its cache holds vectors and tokens.
+        compute: device, dtype and batching; its cache, if any, holds vectors and tokens.
         cache_dtype: dtype of the stored tokens.
         cache_dir: folder of the temporary token file; None uses the system's temporary folder.
 

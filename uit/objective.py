@@ -2,8 +2,8 @@
 
 Up to rounding and the draws of dropout, the losses equal those of separate passes. Captions,
 augmented captions and masked captions share one pass of the text tower. All pairs (true,
-negative, augmented, masked) share one pass of the cross encoder, with keys and values computed once
-per image.
+negative, augmented, masked) share one pass of the cross encoder up to its last layer, with keys and
+values computed once per image.
 
 Shape letters: `B` batch, `N` text ids, `V` caption versions, `P` masked pieces per caption, `S`
 side of the image, `K` mask blocks per side, `M` image tokens, `C` `D` image and text width.
@@ -102,7 +102,7 @@ def draw_negatives(weights: Tensor) -> Tensor:
 
 
 def draw_any(weights: Tensor) -> Tensor:
-    """Draw one column per row uniformly among positive weights (easy negatives)."""
+    """Draw one column per row uniformly among positive weights."""
     return draw_negatives(torch.where(weights > 0, 1.0, weights))
 
 

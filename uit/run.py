@@ -1,8 +1,8 @@
 """Start UIT's fine-tuning or evaluation: `python -m uit.run --task cmp --dist f4`.
 
-`--dist fN` runs one process on each of the first N GPUs; torchrun starts them if there is more than
-one. For several machines, see the environment variables in `pab/core/launch.py`. All settings of
-`uit.train` are also flags; `--bs` and `--epo` are the release's names for batch size and epochs.
+`--dist fN` runs one process on each of the first N GPUs; torchrun starts several processes. For
+several machines, see the environment variables in `pab/core/launch.py`. All settings of `uit.train`
+are also flags; `--bs` and `--epo` are the release's names for batch size and epochs.
 """
 
 from __future__ import annotations

@@ -7,8 +7,9 @@ Deliberate differences from the published code, which change results only by rou
 uses `scaled_dot_product_attention` with one additive mask (position bias plus window mask), and
 tokens keep their grid shape in all stages.
 
-Shape letters: `B` batch, `I` side of the image, `H` `W` rows and columns of the token grid, `T` its
-tokens, `C` width of a stage, `S` side of a window, `N` = S * S, `M` windows per image, `K` heads.
+Shape letters: `B` batch, `I` side of the image, `H` `W` rows and columns of the token grid, `T`
+tokens of the last stage, `C` width of a stage, `S` side of a window, `N` = S * S, `M` windows per
+image, `K` heads.
 """
 
 from __future__ import annotations

@@ -38,9 +38,8 @@ def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from the data to the final checkpoint.
 
     Raises:
-        InputError: before the first step: bad settings, data or checkpoint. During training: an
-            unreadable training pair or image, an output that cannot be written, or too many
-            consecutive steps skipped because the loss or a gradient was not finite.
+        InputError: the settings, the data or a checkpoint is invalid, a file cannot be read or
+            written, or too many consecutive steps are skipped.
     """
     # ---- Data and model
     tokenizer = Tokenizer(config.text_encoder, config.max_words, config.max_text_length)
@@ -184,7 +183,7 @@ def build_model(config: TrainConfig, tokenizer: Tokenizer, *, start: bool = True
 def validation_metrics(model: Uit, tokenizer: Tokenizer, setup: Setup, k: int) -> dict[str, float]:
     """Compute validation metrics of the ITC ranking, and after re-ranking its k best images.
 
-    The figures are in percent; the names of those of the ITC ranking begin with "itc".
+    Metrics are in percent. Names of the ITC ranking's metrics begin with "itc".
     """
     retrieval = validation_retrieval(setup.data)
     assert retrieval.gallery is not None

@@ -130,9 +130,9 @@ def bert_file(path: str | Path) -> Path:
 
 
 def load_bert(model: Uit, path: str | Path) -> LoadReport:
-    """Load BERT's weights, with Hugging Face's names, into text tower and cross encoder.
+    """Load BERT's weights, with Hugging Face's names, into UIT's text tower and cross encoder.
 
-    BERT has no cross-attention, so cross-attention keeps its initialization.
+    Cross-attention, and a language-model head that the file lacks, keep their initialization.
 
     Args:
         path: see :func:`bert_file`.

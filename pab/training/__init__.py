@@ -7,5 +7,5 @@ saves. `pairs` is the recipe of LHP, CLIP and BLIP-2, with the loss in `contrast
 `uit/train.py`, and those of vision-language models are in `pab/encoders/st`. `optim` groups
 parameters and schedules the learning rate. `preflight`, `resume` and `run_log` check, resume and
 record a run; `agreement` compares the processes before a run starts.
-Imports `pab.scoring`, the public modules, `pab.data` and `pab.core`.
+The package imports `pab.scoring`, the public modules, `pab.data` and `pab.core`.
 """

@@ -53,7 +53,9 @@ def check_equal_settings(config: TrainingConfig, files: Mapping[str, ContentHash
 
 
 def same_resume_point(config: TrainingConfig, point: ResumePoint | None) -> ResumePoint | None:
-    """Check that every process finds rank 0's checkpoint, or none, in its own ``--output_dir``.
+    """Check that every process finds the checkpoint of rank 0 in its own ``--output_dir``.
+
+    For a new run, no process may find a checkpoint.
 
     Args:
         config: settings of this process.
@@ -76,11 +78,7 @@ def same_resume_point(config: TrainingConfig, point: ResumePoint | None) -> Resu
 
 
 def _described(path: Path | None) -> str:
-    """Describe a checkpoint in a few words, with its step and a hash of its contents.
-
-    Raises:
-        InputError: the file is damaged.
-    """
+    """Describe a checkpoint by its name, step and content hash."""
     if path is None or not path.is_file():
         return "no checkpoint"
     if processes.first_on_machine() and not processes.is_main():  # rank 0 has checked its file

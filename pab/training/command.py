@@ -29,14 +29,14 @@ def training_command(
 ) -> None:
     """Parse a command line, run the recipe, and leave the process group.
 
-    See :func:`pab.core.processes.leaving_together` for the end of the run, also after an error.
+    The group is left by :func:`pab.core.processes.leaving_together`, also after an error.
 
     Args:
         cls: dataclass of the recipe's settings.
         train: recipe; called with the settings and the full command line.
         argv: arguments without the program's name; None reads ``sys.argv[1:]``.
         prog: name of the command, for usage, messages and the recorded command line.
-        debug_config: config that ``--debug`` selects; None omits the flag.
+        debug_config: path of the config that ``--debug`` selects; None omits the flag.
 
     Raises:
         InputError: a setting is invalid, the device cannot be used, or the recipe raises it.

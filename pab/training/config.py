@@ -32,14 +32,15 @@ class TrainingConfig(TableConfig):
         False, "skip bad lines and list them in output_dir/skipped.txt"
     )
     val_pairs: int = data_flag(
-        0, "pairs held out for validation, whole videos only; 0 trains on all", ge=0
+        0, "minimum number of validation pairs, held out as whole videos; 0 trains on all", ge=0
     )
     val_seed: int = data_flag(0, "seed for choosing the validation videos", ge=0)
     num_workers: int | Literal["auto"] = speed_flag(
         "auto", "loader processes; 0 loads in the training process, auto uses the cores", ge=0
     )
     twin_batches_from: int | None = flag(
-        None, "first epoch with hard negatives from the same video; none: never (published)"
+        None,
+        "first epoch (from 0) with hard negatives from the same video; none: never (published)",
     )
 
     # Optimization
@@ -65,7 +66,7 @@ class TrainingConfig(TableConfig):
     device: Literal["auto", "cuda", "mps", "cpu"] = speed_flag(
         "auto", "auto: CUDA, else MPS, else CPU"
     )
-    seed: int = flag(16, "random seed of weights, sample order, views and all other draws", ge=0)
+    seed: int = flag(16, "random seed of the run; for the validation split, see --val_seed", ge=0)
     output_dir: str = output_flag("output", "folder of the checkpoints and the log")
     log_dir: str | None = output_flag(None, "folder for TensorBoard files; none: no TensorBoard")
     save_ckpt: bool = output_flag(True, "write checkpoints")
@@ -84,7 +85,9 @@ class TrainingConfig(TableConfig):
         "newest_good: if checkpoint-last.pth is damaged, use the newest undamaged checkpoint",
     )
     max_skipped_steps: int = advanced_flag(
-        20, "stop after N consecutive steps with a loss or gradient that is not finite", ge=1
+        20,
+        "stop after N consecutive steps whose loss or gradient is not finite (fp16: at least 20)",
+        ge=1,
     )
     max_steps: int = advanced_flag(0, "stop (resumable) after N updates; 0 runs to the end", ge=0)
 
@@ -125,7 +128,7 @@ def check_crops_and_rates(
 
 @dataclass(frozen=True)
 class ContrastiveConfig(TrainingConfig):
-    """Settings of recipes with local-global views and InfoNCE; added fields have LHP's defaults."""
+    """Settings of recipes with local-global views and InfoNCE."""
 
     # Views
     local_prob: float = flag(

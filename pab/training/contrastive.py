@@ -1,7 +1,7 @@
 """Compute the symmetric InfoNCE loss, at once or in chunks with the exact gradient.
 
 Shape letters: `B` pairs of a batch, `b` pairs of a chunk, `K` vectors per image (BLIP-2's query
-tokens, otherwise 1), `D` their width.
+tokens, otherwise 1), `D` width of the vectors.
 
 Sources: the loss of CLIP (Radford et al. 2021, arXiv 2103.00020); gradient caching of Gao et al.
 2021 (arXiv 2101.06983).
@@ -53,7 +53,9 @@ def gathered_infonce(
 def pooled_infonce(
     image: Tensor, text: Tensor, logit_scale: Tensor, identity: Tensor | None = None
 ) -> Tensor:
-    """Compute :func:`gathered_infonce` with the best of each image's K vectors per text.
+    """Compute :func:`gathered_infonce` for K vectors per image.
+
+    The similarity of an image and a text is the maximum over the image's vectors.
 
     Args:
         image: unit vectors [B, K, D].
@@ -89,8 +91,8 @@ def cross_entropies(logits: Tensor, identity: Tensor | None) -> Tensor:
 class _Replay:
     """Restore the random state of a chunk's first pass inside the block, to repeat its draws.
 
-    The state before the block is restored afterwards. CUDA's generators keep their seed and offset
-    on the host, so no device is read.
+    The state before the block is restored afterwards. CUDA generators keep their seed and offset on
+    the host, so saving the state does not wait for the device.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -161,7 +163,7 @@ def pair_backward(
     """Compute the loss of one batch and add its gradient to the parameters' gradients.
 
     Args:
-        encode: maps b pairs to vectors [b, K + 1, D]: those of the image, then that of the text.
+        encode: maps b pairs to vectors [b, K + 1, D], with the text's vector last.
         batch: pairs of this process; the loss covers the batches of all processes.
         logit_scale: logarithm of the scale of the similarities.
         chunk: pairs encoded at a time, with the exact full-batch gradient; 0 encodes all at once.

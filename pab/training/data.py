@@ -55,9 +55,8 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
     decoding a million images would take hours.
 
     Raises:
-        InputError: an output folder or TensorBoard cannot be used; data or training images are
-            missing; lines are invalid and not skipped; no training pairs remain; a validation image
-            is unreadable; or machines have different pairs. All processes raise the same error.
+        InputError: an output folder or the data cannot be used, images are missing or unreadable,
+            or machines have different pairs.
     """
     processes.on_main(partial(check_run_folders, config))
     pairs = processes.on_all(partial(_open_pairs, config))
@@ -110,8 +109,8 @@ def check_images_are_there(pairs: TrainingSet) -> None:
     """Check that the image file of every pair exists, by listing the folders.
 
     Raises:
-        InputError: images are missing; the message counts them and names up to twenty. Or an image
-            has several variants (:mod:`pab.data.image_paths`).
+        InputError: images are missing (the message counts them and names up to twenty), or cannot
+            be searched; see :meth:`pab.data.training_set.TrainingSet.missing_images`.
     """
     missing = pairs.missing_images()
     if not missing:
@@ -130,8 +129,7 @@ def training_shards(config: TrainingConfig) -> list[Path]:
     """List the annotation files of ``train_shards``, or of all shards.
 
     Raises:
-        InputError: the data root does not exist or has no shards, or ``train_shards`` is empty, is
-            invalid, or names shards that do not exist.
+        InputError: the data root is missing or has no shards, or ``train_shards`` is invalid.
     """
     root = Path(config.data_path)
     if not root.is_dir():
@@ -212,7 +210,7 @@ class TrainingSamples(Dataset[Any], ABC):
 
 
 def checked(batches: Iterable[Batch | InputError]) -> Iterator[Batch]:
-    """Yield the batches of a loader; raise an :class:`InputError` that replaces a batch.
+    """Yield the batches of a loader; raise an :class:`InputError` found in place of a batch.
 
     Raises:
         InputError: a pair's line or image cannot be read.

@@ -79,7 +79,7 @@ class Run:
         update_freq: loader batches accumulated per update.
         facts: metadata of weight files, in addition to the metrics of the epoch.
         scoring: command that scores with a weight file; the file's path is appended.
-        scored: path appended instead, for a recipe that also writes a folder of the model.
+        scored: path appended instead of the weight file's; for recipes that write a model folder.
         released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
         gradients: averages the gradients over processes.
@@ -156,7 +156,7 @@ class Run:
         decision, because they see the same mean loss and gradients.
 
         Args:
-            losses: ``loss`` first, and other values of this process; the log holds their means.
+            losses: ``loss`` first, then other values; their means over processes are logged.
 
         Raises:
             InputError: too many consecutive steps were skipped, or a state cannot be written.
@@ -213,7 +213,7 @@ class Run:
                 f"skipped steps in a row: {in_row}, the last at step {step}: {problem}",
                 todo=f"lower --lr (now {config.lr:g}), set --clip_grad (now "
                 f"{config.clip_grad or 'none'}), or use --dtype fp32 or bf16 (now {config.dtype});"
-                " the run can be resumed with these settings changed",
+                " these settings may differ when the run is resumed",
             )
 
     # ---- Validation
@@ -238,13 +238,13 @@ class Run:
         self.model.eval()
         try:
             with self.averaged():
-                processes.share_buffers(self.model)  # those of the average, if the run has one
+                processes.share_buffers(self.model)
                 yield
         finally:
             self.model.train()
 
     def validated(self, figures: Mapping[str, float]) -> None:
-        """Log the validation metrics of an epoch; save the weights if the metrics are the best."""
+        """Log an epoch's validation metrics; save the weights if it is the best epoch so far."""
         epoch, best = self.place.epoch, self.place.best_metric
         self.log.log(self.place.step, {"epoch": epoch, **figures}, kind="val")
         write_line(f"epoch {epoch}: " + _listed(figures))
@@ -303,7 +303,7 @@ class Run:
         """Restore the checkpoint, if any: a whole training state, or weights and position only.
 
         Raises:
-            InputError: it cannot be read or does not fit the model or the number of processes.
+            InputError: the checkpoint cannot be read or does not fit this run.
         """
         point, model = self.setup.resume, self.model
         if point is None:
@@ -435,7 +435,7 @@ def _quality(figures: Mapping[str, float]) -> float:
 
 
 def _test_of(config: TrainingConfig) -> str:
-    """Return the flag for the labelled test set; without it, a placeholder for own data."""
+    """Return the flag of the labelled test set; for own data without one, a placeholder."""
     test = labelled_test(config.data_path)
     if test.is_file():
         return " " + command_line("", annotation=test).strip()

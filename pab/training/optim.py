@@ -26,7 +26,7 @@ class StepOutcome(NamedTuple):
 
     Attributes:
         norm: total norm of all gradients, after unscaling and before clipping.
-        problem: reason for a skipped step, in one clause; empty if the step was not skipped.
+        problem: reason for a skipped step; empty if the step was not skipped.
         figures: the loss and the other figures of the step.
     """
 
@@ -100,7 +100,7 @@ def warmup_cosine(
         ``total_steps`` learning rates.
 
     Raises:
-        InputError: more warm-up steps than steps, or a negative number.
+        InputError: a number of steps is negative, or the warm-up has more steps than the run.
     """
     if total_steps < 0 or not 0 <= warmup_steps <= total_steps:
         raise InputError(
@@ -141,8 +141,8 @@ def clip_and_step(
 ) -> StepOutcome:
     """Clip the gradients if ``max_norm`` is set, and step; call after the backward pass.
 
-    The host reads the device once, for the figures and the gradient norm together; if the step is
-    skipped, it reads it again for the report.
+    The figures and the gradient norm are read from the device together, in one transfer. Only a
+    skipped step needs another one, for its report.
 
     For every dtype, the step is skipped if the loss or the gradient norm is not finite: weights and
     optimizer state stay unchanged. If a gradient is not finite, an active loss scaler (float16)
@@ -167,7 +167,7 @@ def clip_and_step(
         raise RuntimeError("no parameter has a gradient: backward was not called")
     norm = torch.nn.utils.get_total_norm(found)
     together = torch.cat([figures.detach().float().reshape(-1), norm.float().reshape(1)])
-    *values, norm_value = together.tolist()  # the only host read of a step that is not skipped
+    *values, norm_value = together.tolist()  # the only read unless the step is skipped
     if gradients is not None:
         values = gradients.without_fractions(values)
     finite = math.isfinite(values[0]) and math.isfinite(norm_value)
@@ -217,8 +217,8 @@ class Ema:
     Args:
         model: model with the initial values.
         decay: weight of the old average in each update.
-        warmup: use a smaller decay at first, min(decay, (1 + n) / (10 + n)) in update n from 0, so
-            that the initial weights soon lose their influence.
+        warmup: use the decay min(decay, (1 + n) / (10 + n)) in update n, counted from 0, so that
+            the initial weights soon lose their influence.
 
     Raises:
         InputError: ``decay`` is negative, or not below 1.
@@ -255,7 +255,7 @@ class Ema:
 
     @contextmanager
     def swapped(self, model: nn.Module) -> Iterator[None]:
-        """Swap the average into the model inside the block; restore the model afterwards."""
+        """Copy the average into the model inside the block; restore the model afterwards."""
         parameters = {name: p.detach().clone() for name, p in model.named_parameters()}
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.copy_to(model)
@@ -274,7 +274,7 @@ class Ema:
         """Load a saved average of the same model.
 
         Raises:
-            ValueError: the names differ from this model's.
+            ValueError: the names differ from those of this average.
         """
         for own, saved in ((self.shadow, state["shadow"]), (self.buffers, state["buffers"])):
             if own.keys() != saved.keys():

@@ -26,7 +26,7 @@ class PairBatch(NamedTuple):
     of the captions.
 
     Attributes:
-        image: [B, 3, S, S]; uint8 in the loader, normalized on the device.
+        image: [B, 3, S, S]; normalized, or uint8 for a view that is normalized on the device.
         text_ids: [B, N].
         text_mask: [B, N]; 1 marks padding for LHP and tokens for BLIP-2; all ones for CLIP.
         identity: [B]; pairs with equal numbers are not negatives of each other.
@@ -92,5 +92,5 @@ class PairCollate:
             images.append(sample[0])
             captions.append(sample[1])
             identities.append(sample[2])
-        # default_collate writes a worker's images directly into shared memory
+        # In a worker, default_collate writes the images directly into shared memory.
         return PairBatch(default_collate(images), *self.pad(captions), torch.tensor(identities))

@@ -93,12 +93,11 @@ def train_pairs(
         files: setting -> function that hashes its files (initial weights, tokenizer).
         build: creates the model on a device, after the data is checked and the generators are
             seeded. The second argument is None for a new run. For a resumed run, it holds the
-            facts of the checkpoint, which replaces all initial weights.
+            checkpoint's facts, and the checkpoint then replaces all initial weights.
 
     Raises:
-        InputError: before the first step: bad settings, data or checkpoint. During training: a
-            pair that cannot be read, a file that cannot be written, or too many consecutive steps
-            skipped because the loss or a gradient was not finite.
+        InputError: the settings, the data or a checkpoint is invalid, a file cannot be read or
+            written, or too many consecutive steps are skipped.
     """
     # ---- Data and model
     setup = set_up(config, command, files, config.update_freq)

@@ -1,8 +1,4 @@
-"""Check before the first step that a run can finish.
-
-If an output cannot be written, a package is missing or the disk is too full, the run fails at once,
-not after hours.
-"""
+"""Check before the first step of a run that its outputs can be written."""
 
 from __future__ import annotations
 
@@ -41,10 +37,10 @@ def check_run_folders(config: TrainingConfig) -> None:
 def check_room(config: TrainingConfig, model: nn.Module) -> None:
     """Check that the output folder's disk has space for the run's checkpoints.
 
-    The check covers two training states (weights, the two moments of AdamW, the average if
-    enabled), because the previous state is kept beside the last one. It also covers the weights
-    of the kept epochs, the final weights and, with validation, those of the best epoch.
-    Existing checkpoints count as free space, because the run replaces them.
+    The check covers the last and the previous training state (weights, the two moments of AdamW,
+    the average if enabled). It also covers the weights of the kept epochs, the final weights and,
+    with validation, those of the best epoch. Existing checkpoints count as free space, because the
+    run replaces them.
 
     Args:
         config: settings of the run.

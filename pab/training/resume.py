@@ -177,10 +177,10 @@ def identify(
 def changed_settings(
     now: RunIdentity, saved: Mapping[str, Any], content: Mapping[str, str], path: Path
 ) -> dict[str, tuple[Any, Any]]:
-    """Return the changed settings that are allowed to change, as name -> (old, new).
+    """Return the changes of :data:`MENDING_SETTINGS`, as name -> (old, new).
 
-    Files are compared by hash, whatever their paths, or by path if the saved state has no hash. If
-    the saved state has a file's hash but the file is missing, the file is not compared.
+    Files are compared by hash, or by path if the saved state has no hash. If the saved state has a
+    file's hash but the file is missing, the file is not compared.
 
     Args:
         now: identity of the run to resume.
@@ -281,7 +281,7 @@ def _read_last(path: Path) -> ResumePoint:
 
 
 def _compared(point: ResumePoint, identity: RunIdentity) -> ResumePoint:
-    """Add the changed settings to a resume point; print notices about special cases."""
+    """Compare the run with a resume point, and add the changed settings to it."""
     changed = changed_settings(identity, point.settings, point.content, point.path)
     if changed:
         listed = ", ".join(f"{name} {was} -> {value}" for name, (was, value) in changed.items())
@@ -398,7 +398,7 @@ def prepare_folder(output: Path, point: ResumePoint | None) -> None:
 def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position: Position) -> str:
     """Return the entry :data:`RESUME_KEY` of an epoch's weights, for resuming from them.
 
-    Settings that may change, and those compared by content, are omitted.
+    Settings that may change or are compared by content are omitted.
     """
     left_out = FREE_SETTINGS | MENDING_SETTINGS | DATA_SETTINGS | content.keys()
     return json.dumps({
@@ -411,7 +411,7 @@ def resume_metadata(identity: RunIdentity, content: Mapping[str, str], position:
 
 
 def known_content(identity: RunIdentity, point: ResumePoint | None) -> dict[str, str]:
-    """Return the hashes for the next checkpoints: the saved ones, plus those of existing files."""
+    """Return the saved hashes, updated with those of the files that exist now."""
     known = {name: value for name, value in identity.content.items() if value is not None}
     return {**(point.content if point else {}), **known}
 
@@ -424,7 +424,7 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
         names: names of the model's tensors.
 
     Raises:
-        InputError: the file cannot be read, or does not fit the model or the number of processes.
+        InputError: the file cannot be read or does not fit this run.
     """
     if point.exact:
         state = load_training_state(point.path)

@@ -42,7 +42,7 @@ class RunLog:
         resumed_at: optimizer steps done in the resumed state; lines of later steps are removed,
             because the run repeats these steps. None starts a new run and removes all old lines.
         validates_again: true if the resumed state precedes a validation; lines of this validation
-            are removed too (TensorBoard keeps both).
+            are removed too. TensorBoard keeps both validations.
         resumed_from: facts of the resumed checkpoint, for ``run.json``.
         skipped_steps: number of steps skipped so far.
         computed_in: device and number format of the run, for ``run.json``.
@@ -186,10 +186,7 @@ def _earlier_starts(path: Path) -> list[dict[str, Any]]:
 
 
 def _kept_lines(path: Path, resumed_at: int | None, validates_again: bool) -> list[str]:
-    """Return the log lines of steps up to ``resumed_at``, without a truncated last line.
-
-    Lines of a validation that the run repeats are omitted, too.
-    """
+    """Return the log lines of steps up to ``resumed_at``, without a truncated last line."""
     if resumed_at is None or not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)

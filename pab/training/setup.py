@@ -26,11 +26,11 @@ Start = TypeVar("Start")
 
 @dataclass(frozen=True)
 class Setup:
-    """Checked inputs of a run without its model; created by :func:`set_up`.
+    """Checked inputs of a run, except the model; created by :func:`set_up`.
 
     Attributes:
         command: command line of the run.
-        identity: identity of the run, to compare with that of a saved run.
+        identity: identity of the run, compared with that of a saved run.
         resume: checkpoint to resume from; None for a new run.
     """
 
@@ -65,8 +65,8 @@ def set_up(
         update_freq: batches per update.
 
     Raises:
-        InputError: settings, device, data or checkpoint cannot be used, the processes cannot join,
-            or they differ in settings, files, data or checkpoint.
+        InputError: settings, device, data or checkpoint cannot be used or differ between processes,
+            or the processes cannot join.
     """
     device = pick_device(config.device)
     processes.init_processes(device)

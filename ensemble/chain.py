@@ -89,7 +89,10 @@ def decoded(
     *,
     quiet: bool = False,
 ) -> tuple[Ranking, dict[str, Any]]:
-    """Apply a decoding; return the ranking and facts. ``quiet`` omits the notice of sinkhorn."""
+    """Apply a decoding; return the ranking and facts.
+
+    ``quiet`` omits the notice about a sinkhorn decoding that has not converged.
+    """
     scores, evidence = ranking.scores, ranking.evidence
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()

@@ -65,7 +65,7 @@ class Fusion:
     """Members with aligned queries, fused block by block."""
 
     members: Sequence[Member]  # in fusion order
-    files: Sequence[ScoreFile]  # of the members, with equal galleries
+    files: Sequence[ScoreFile]  # of the members, with equal gallery ids
     rows: Sequence[Tensor | None]  # per file, in the requested order; None if already in order
     query_ids: list[str]  # in the requested order
     scaling: Scaling = "minmax"

@@ -144,8 +144,8 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    Image ids take the spelling of the first member that scores the whole gallery. Query ids take
-    the spelling of ``line_order`` or, if it is None, of that member.
+    Image ids take the spelling of the first member that scores the whole gallery, if there is one.
+    Query ids take the spelling of ``line_order`` or, if it is None, of one of the members.
 
     Args:
         members: members in fusion order.

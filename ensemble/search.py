@@ -93,7 +93,7 @@ class SearchConfig(FusionConfig):
         "without --rerank, of the fused scores (default: 0 to 0.2)",
     )  # fmt: skip
     slack_grid: tuple[float, ...] = flag(
-        (), "--decode assignment: slacks to try, in the unit of --tau_grid (default: the values of "
+        (), "--decode assignment: slacks to try, in the unit of --tau_grid (default: as for "
         "--tau_grid and, without --rerank, also no opting out)",
     )  # fmt: skip
     factor_grid: tuple[float, ...] = flag(

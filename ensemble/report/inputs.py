@@ -26,7 +26,7 @@ class NamedScores:
 
     @property
     def is_fusion(self) -> bool:
-        """Return true for a score file written by `ensemble.run`."""
+        """Return true for the scores of a fusion."""
         return self.scores.meta.get("model") == "ensemble"
 
     @property

@@ -2,8 +2,8 @@
 
 The first model stands for a pretrained model: it is trained from scratch for a few epochs, on whole
 images in random order. It is then fine-tuned with the project's recipe (local views, and batches
-with twins that differ only in the action) in three ways: all weights, only low-rank updates, and
-with a frozen image tower.
+with twins that differ only in the action) in three ways: all weights, low-rank updates only, and
+all weights except the image tower.
 """
 
 from __future__ import annotations

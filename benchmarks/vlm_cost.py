@@ -6,9 +6,9 @@ fake tensors (a shape and a dtype, no values), so that neither weights nor a GPU
 
 The parameters must equal the published number. Operations are the multiplications and additions of
 matrix products, of the patch convolution and of attention in a forward pass. Attention is counted
-without causal skipping, as in PyTorch's counter. Memory is that of the tensors, without that of the
-allocator and the kernels. The two steps that depend on values (the positions of image tokens, and
-adding the vision features to them) need no matrix products and are left out.
+without causal skipping, as in PyTorch's counter. Memory counts tensors, not the allocator or the
+kernels. Two steps depend on values: computing the positions of image tokens, and inserting the
+vision features. They need no matrix products and are left out.
 
 Shape letters: `B` pairs or images, `P` patches per image, `L` tokens, `D` width.
 """

@@ -164,8 +164,8 @@ class FusionConfig(LabelConfig):
         if self.rerank and "assignment" in self.decode and too_deep:
             slack = "" if self.finds_weights else ", and set --decode_slack"
             raise InputError(
-                "--decode_top", "an assignment after --rerank sums reranker scores, which images "
-                f"after place {depth} of a query lack ({flag_name}); found {top or 'none'}",
+                "--decode_top", "an assignment after --rerank sums reranker scores, but images "
+                f"after place {depth} of a query have none ({flag_name}); found {top or 'none'}",
                 todo=f"set --decode_top to at most {depth}{slack}",
             )  # fmt: skip
 

@@ -140,9 +140,9 @@ def decode(
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     """Apply QB-Norm with the dynamic inverted softmax.
 
-    An image that is top-1 for a caption of the bank is a hub. If a query's top-1 image is a hub,
-    the exponential of the query's score for each image is divided by the sum of the exponentials of
-    the bank's scores for that image. Other queries are unchanged.
+    An image that is top-1 for a caption of the bank is a hub. Only queries whose top-1 image is a
+    hub change. For each image, the exponential of the query's score is divided by the sum of the
+    exponentials of the bank's scores.
 
     Args:
         scores: [Q, G].

@@ -1,8 +1,8 @@
 """Fuse members: scale their score matrices and add them.
 
-The published rule is iterative: `S <- w S + (1 - w) T`, where the running sum `S` starts with the
-first member's matrix, and `T` is the next member's matrix. Each matrix is scaled to [0, 1] by its
-own bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members
+The published rule is iterative: `S <- w S + (1 - w) T`. The running sum `S` starts with the first
+member's matrix, and `T` is the next member's matrix. Each matrix is scaled to [0, 1] by its own
+bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members
 stay on disk. A row in which all scores are equal has no ranking and contributes 0.
 
 Shape letters: `Q` queries, `q` rows and `C` columns of a block, `G` gallery images.

@@ -278,9 +278,8 @@ def run(config: MineConfig) -> None:
     """Mine, write the questions, and print counts.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels or image paths, an unreadable
-            file, an output that cannot be written or would overwrite an input, ids that do not
-            match, or nothing to mine; nothing is written.
+        InputError: an input is invalid or unsuitable, an output cannot be written, or there is
+            nothing to mine. In these cases, nothing is written.
     """
     check_outputs({"out": config.out}, omit="choose another file")
     names = ("score", "annotation", "features", "feature_ids")

@@ -97,7 +97,7 @@ def run_in_turns(script: Path, turn: IO[str], done: IO[str]) -> None:
             turn.readline()
         return min(times)
 
-    # The benchmark imports the module changed here: its own commit's, which is first on the path.
+    # `machine` is the module of the benchmark's commit, which is first on the path.
     machine.best_seconds = best_seconds
     turn.readline()
     runpy.run_path(str(script), run_name="__main__")

@@ -1,4 +1,4 @@
-"""Measure baselines without learned features, which use only colours and words, on the mini data.
+"""Measure baselines that use only colours and words, no learned features, on the mini data.
 
 Ridge regression, fitted on the training pairs, maps colour histograms on a grid over an image to
 the bag of words of the caption. A query's score for an image is the cosine of the query's bag of
@@ -200,7 +200,7 @@ class _Ridge:
     def predict(self, features: np.ndarray, strength: float) -> np.ndarray:
         penalty = np.maximum(self.values, 0) + strength * self.scale
         weights = self.vectors @ (self.projected / penalty[:, None])
-        # The mean bag, equal for all images, is omitted: the cosine compares differences from it.
+        # The mean bag is omitted: it is equal for all images, and the cosine centres the queries.
         return (features - self.mean) @ weights
 
 

@@ -1,10 +1,10 @@
 """Measure the scoring speed of CLIP and BLIP-2: `python benchmarks/clip_blip2_scoring.py`.
 
-Measures the images and captions per second that models of the published sizes, with random weights,
-encode as in the scoring scripts. The baseline runs the libraries' original modules on one image
-and one caption at a time in eager float32, as in the release. It pads CLIP's captions to 77 ids, as
-OpenCLIP does. Also prints the minimum cosine similarity to the baseline's vectors, and the rate of
-matrix products in GFLOP/s.
+Encodes images and captions as the scoring scripts do, with models of the published sizes and random
+weights. Prints images and captions per second. The baseline runs the libraries' original modules on
+one image and one caption at a time in eager float32, as in the release. It pads CLIP's captions to
+77 ids, as OpenCLIP does. Also prints the minimum cosine similarity to the baseline's vectors, and
+the rate of matrix products in GFLOP/s.
 """
 
 from __future__ import annotations

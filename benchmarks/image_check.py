@@ -4,8 +4,8 @@
 
 The tree has 225 image folders and 1,013,625 images. Prints the CPU time of several operations, and
 the peak memory so far: opening the set, listing its images, the check, and single look-ups. The
-first opening builds the index, which also stores the list of images. First-time figures include
-reads that miss the disk cache.
+first opening builds the index, which also stores the list of images. First-time figures may include
+reads from the disk.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ class Model(NamedTuple):
 
 
 def clip(name: str) -> Model:
-    """Count the operations of CLIP's image encoder, whose last block reads only its class token."""
+    """Count the operations of CLIP's image encoder; its last block returns only the class token."""
     counted = FlopCounterMode(display=False)
     model = build(name).eval()
     side = model.visual.image_size[0]  # type: ignore[union-attr, index]

@@ -1,11 +1,11 @@
 """Measure the peak memory of scoring at two or more gallery sizes.
 
-Only the score matrix and the vectors should grow. Creates the galleries in a temporary folder (hard
-links to 300 small images), a tokenizer, and a debug-size model with random weights in the
-released format. Runs ``python -m lhp.infer`` on each gallery in its own process. Prints the peak
-memory of that process, of its loader workers and of all these processes together, and the sizes of
-the score matrix and the vectors. Removes the folder at the end. The model is tiny, so that its
-weights do not hide the growth with gallery size. Linux only (``/proc``).
+Only the score matrix and the vectors should grow. Creates a temporary folder with the galleries
+(hard links to 300 small images), a tokenizer and a debug-size model. The model has random weights
+in the released format. It is tiny, so that its weights do not hide the growth with gallery size.
+Runs ``python -m lhp.infer`` on each gallery in a new process. Prints the peak memory of that
+process, of its loader workers, and of all these processes together. Also prints the sizes of the
+score matrix and the vectors. Linux only (``/proc``).
 
     python benchmarks/lhp_memory.py [--sizes 2000 40000] [--queries 50] [--folder /tmp]
 """

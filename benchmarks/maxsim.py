@@ -1,9 +1,9 @@
 """Measure speed and memory of MaxSim: `python benchmarks/maxsim.py`.
 
 The image vectors are synthetic unit vectors in fp16, in a memory-mapped file as in
-`scripts/embed_infer.py`. Prints the rate of MaxSim, the rate of a plain fp32 matrix product of the
-same shape, and the peak of anonymous memory (without pages of the file, which the system can
-evict). The two rates are measured alternately, slice by slice, so that other processes disturb both
+`scripts/embed_infer.py`. Prints the rates of MaxSim and of a plain fp32 matrix product of the same
+shape. Also prints the peak of anonymous memory, without pages of the file, which the system can
+evict. The two rates are measured alternately, slice by slice, so that other processes disturb both
 equally.
 """
 

@@ -1,9 +1,9 @@
 """Mine questions for the small reranker from the mini training pairs.
 
 `python benchmarks/mine_mini.py --out output/mined.jsonl` scores the first training shards with the
-four shipped models, fuses the scores with the shipped weights, and mines the ranking
-(`ensemble.mine`). The questions are the training data of `configs/vlm/mini_reranker.yaml`. Some
-questions show validation images; the training leaves these questions out.
+four shipped models. It fuses the scores with the shipped weights, and mines the ranking
+(`ensemble.mine`). The questions are the training data of `configs/vlm/mini_reranker.yaml`, which
+skips questions with validation images.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ top of the project's environment:
 
 The data are random: few distinct scores (so that many tie), 1 to 15 right images per query, runs
 that list only some images, and queries that a run lacks. Figures must agree within 1e-6. Where
-definitions differ, this project's inputs or figures are first converted to the definition of the
-other library, or only values for which both definitions agree are compared.
+definitions differ, this project's inputs or figures are first converted to the other definition, or
+only values for which both definitions agree are compared.
 """
 
 from __future__ import annotations

@@ -4,10 +4,10 @@
     python benchmarks/search_load.py --rows 100000
 
 The first form starts `python -m pab.search serve` on an index. Many clients at once send text
-queries and upload photographs. A client that gets status 429 waits as long as the
-answer's Retry-After header says. Prints the number of answers per status, the latency of the
-successful ones, and the memory of the server and its decoding processes: after the first fifth of
-the time, at its maximum, and at the end.
+queries and upload photographs. A client that gets status 429 waits for the time in the answer's
+Retry-After header. Prints the number of answers per status, the latency of the successful ones, and
+the memory of the server and its decoding processes: after the first fifth of the time, at its
+maximum, and at the end.
 
 The second form makes an index of random vectors, and prints the time of a text query without the
 time of encoding it: in the server, and for a client.

@@ -18,9 +18,10 @@ fastest of several runs, that of an approximate search a mean over 200 queries. 
           > $(ls -d /tmp/peers/lib/python*/site-packages)/project.pth
       PYTHONPATH=$PWD /tmp/peers/bin/python benchmarks/search_speed.py --folder DIR --peers
 
-- clip-retrieval: its own `clip_index` and `KnnService.knn_search`, in a process of their own
+- clip-retrieval: its own `clip_index` and `KnnService.knn_search`, in a separate environment
   (`clip_retrieval_search.py`), because version 2.45 requires numpy below 2 and pyarrow below 16.
-  --clip_retrieval names the interpreter. Its search needs neither torch nor a model:
+  --clip_retrieval is the Python interpreter of this environment, which needs neither torch nor a
+  model:
 
       python -m venv /tmp/peers_cr
       /tmp/peers_cr/bin/pip install 'numpy<2' 'pyarrow<16' 'pandas<3' 'faiss-cpu<2' 'flask<4' \\
@@ -269,7 +270,7 @@ def like_rclip(path: Path, query: np.ndarray) -> list[str]:
 def clip_retrieval(
     interpreter: Path, folder: Path, vectors: np.ndarray, query: np.ndarray, right: np.ndarray
 ) -> None:
-    """Measure clip-retrieval's own search in a process of its own, on the vectors of the index.
+    """Measure clip-retrieval's own search in a separate process, on the vectors of the index.
 
     Args:
         interpreter: Python of its environment.

@@ -3,7 +3,7 @@
 A full-size UIT with random weights re-ranks a sample of queries with 128 candidates each. The
 features of 36,773 synthetic images are in a memory-mapped file, as in `uit.infer`. Prints the peak
 of anonymous memory (without file pages, which the system can evict). Also prints the anonymous
-memory once the weights, then the features, then the scores are there.
+memory after each step: creating the weights, the features and the scores.
 """
 
 from __future__ import annotations

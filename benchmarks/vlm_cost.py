@@ -1,14 +1,14 @@
 """Count what Qwen3-VL embedders and rerankers need for PAB: `python benchmarks/vlm_cost.py`.
 
 Counts parameters, bytes of weights, operations and memory of activations, and derives the hours on
-a card. Nothing is measured. The models are transformers' own, built from the published sizes with
-fake tensors (a shape and a dtype, no values), so that neither weights nor a GPU are needed.
+a card. Nothing is measured. The models are those of transformers, with the published sizes. Their
+tensors are fake (a shape and a dtype, no values), so neither weights nor a GPU are needed.
 
 The parameters must equal the published number. Operations are the multiplications and additions of
 matrix products, of the patch convolution and of attention in a forward pass. Attention is counted
-without causal skipping, as in PyTorch's counter. Memory is that of the tensors, without that of the
-allocator and the kernels. The two steps that depend on values (the positions of image tokens, and
-adding the vision features to them) need no matrix products and are left out.
+without causal skipping, as in PyTorch's counter. Memory counts tensors, not the allocator or the
+kernels. Two steps depend on values: computing the positions of image tokens, and inserting the
+vision features. They need no matrix products and are left out.
 
 Shape letters: `B` pairs or images, `P` patches per image, `L` tokens, `D` width.
 """
@@ -95,7 +95,7 @@ class Cost(NamedTuple):
         parameters: number of parameters, a tied output layer counted once.
         weights: bytes of the weights.
         flops: operations per pair, image or caption.
-        activations: peak of the bytes that all other tensors hold together.
+        activations: peak of the bytes of all other tensors together.
     """
 
     parameters: int

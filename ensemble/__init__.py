@@ -7,6 +7,5 @@ settings. `api` fuses from Python. `search` chooses weights (`trials`) and the s
 of later stages (`stage_search`) on validation data. `mine` finds training questions for a reranker
 (near-duplicates by `image_vectors`). `refusals` rejects test sets in `search` and `mine`.
 `protocol` supplies files and metrics to `run`, and checks answer files. `published` compares
-results with the paper's. `report` writes HTML. This package
-imports `pab`, never `lhp` or `uit`.
+results with the paper's. `report` writes HTML. This package imports `pab`, never `lhp` or `uit`.
 """

@@ -47,9 +47,8 @@ def fuse(
         The fused score file, float32 ``[Q, G]``; ``meta`` records files and weights.
 
     Raises:
-        InputError: no files, a wrong number of weights, weights or settings out of range, shares
-            that do not sum to 1, a file that cannot be read, ids that differ between files or from
-            ``query_ids``, or scores that do not rank any query or overflow.
+        InputError: settings or weights are invalid, a file cannot be read or fused, or ids do not
+            match.
     """
     settings = {"fusion": fusion, "scaling": scaling, "rank_k": rank_k}
     config = load_config(RunConfig, None, settings)

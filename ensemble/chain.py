@@ -44,8 +44,8 @@ def stages(
     """Yield the fused matrix, then the result of every stage; each stage uses the previous one.
 
     Margins and utilities come from the reranker. Without one, they come from the scores before the
-    first of consecutive ``margin`` and ``assignment`` stages, because these stages place a new
-    top-1 image only one float32 step ahead.
+    first of consecutive ``margin`` and ``assignment`` stages. The scores after these stages are not
+    used, because a new top-1 image is only one float32 step ahead.
 
     Args:
         fused: [Q, G].
@@ -89,7 +89,10 @@ def decoded(
     *,
     quiet: bool = False,
 ) -> tuple[Ranking, dict[str, Any]]:
-    """Apply a decoding; return the ranking and facts. ``quiet`` omits the notice of sinkhorn."""
+    """Apply a decoding; return the ranking and facts.
+
+    ``quiet`` omits the notice about a sinkhorn decoding that has not converged.
+    """
     scores, evidence = ranking.scores, ranking.evidence
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()
@@ -126,7 +129,7 @@ def ladder_table(rungs: Sequence[tuple[str, Metrics]], seed: int = 0) -> str:
 
     Returns:
         A header, then one line per stage. The last cell of a line is the gain in R@1 over the
-        previous stage, in percentage points, with its paired 95 % bootstrap interval over queries.
+        previous stage, in percentage points, with its paired 95 % bootstrap interval.
     """
     gains = ["-"]
     for (_, before), (_, after) in pairwise(rungs):

@@ -29,14 +29,14 @@ def component_assignment(
 ) -> Tensor:
     """Assign images to the queries of every component with a duplicate top-1 image.
 
-    The assignment maximizes the total utility. An image's utility is its worth minus the worth of
+    The assignment maximizes the total utility. An image's utility is its score minus the score of
     the current top-1 image. A query that opts out keeps its current top-1 image with utility
     ``-slack``. Among equal totals, images at earlier places win. Remaining ties do not depend on
     the order of the rows.
 
     Args:
         columns: the first images of each query, best first, int64 [Q, K].
-        worth: worth of these images, float64 [Q, K].
+        worth: scores of these images, float64 [Q, K].
         query_ids: ids of the rows.
         slack: price of opting out.
 

@@ -73,7 +73,7 @@ class FusionConfig(LabelConfig):
         "all", "assignment: over all queries, or only those connected to a duplicate top-1 image"
     )
     decode_tau: float = flag(
-        0.5, "margin: a query loses a shared top-1 image if its margin is this much smaller",
+        0.5, "margin: a query whose margin is smaller by more than this loses a shared top-1 image",
         ge=0, le=LARGEST_FACTOR,
     )  # fmt: skip
     decode_bank: str | None = flag(
@@ -91,7 +91,7 @@ class FusionConfig(LabelConfig):
     gallery: str | None = data_flag(
         None, "for members without ids: image names of the columns, or the gallery's folder"
     )
-    annotation: str | None = data_flag(None, "labelled annotation, or query.json with --answers")
+    annotation: str | None = data_flag(None, "queries, with labels if there are any")
     answers: str | None = data_flag(None, "answer key of a name-masked set, for metrics")
     image_folder: str | None = data_flag(
         None, "root of the annotation's image paths, if it is outside an annotation folder"
@@ -164,8 +164,8 @@ class FusionConfig(LabelConfig):
         if self.rerank and "assignment" in self.decode and too_deep:
             slack = "" if self.finds_weights else ", and set --decode_slack"
             raise InputError(
-                "--decode_top", "an assignment after --rerank sums reranker scores, which images "
-                f"after place {depth} of a query lack ({flag_name}); found {top or 'none'}",
+                "--decode_top", "an assignment after --rerank sums reranker scores, but images "
+                f"after place {depth} of a query have none ({flag_name}); found {top or 'none'}",
                 todo=f"set --decode_top to at most {depth}{slack}",
             )  # fmt: skip
 
@@ -207,7 +207,7 @@ class FusionConfig(LabelConfig):
         shares) and ``reciprocal_rank``, no member needs one.
 
         Raises:
-            InputError: a malformed flag, a missing weight, or shares that do not match the members.
+            InputError: members, weights or shares are malformed or do not match.
         """
         published = (
             ("lhp", self.beit3_score, 1.0),

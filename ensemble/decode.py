@@ -1,7 +1,7 @@
 """Decode a fused matrix: use other captions to rank the images of each query.
 
-The test sets are one-to-one: every query has one image, and every image at most one query. An image
-that is top-1 for two queries is therefore wrong for at least one of them.
+The decodings assume a one-to-one test set: every query has one image, and every image at most one
+query. An image that is top-1 for two queries is then wrong for at least one of them.
 
 ============== ====================== ==========================================================
 querybank      per query              QB-Norm (Bogolin et al., CVPR 2022, arXiv 2112.12777): images
@@ -52,7 +52,7 @@ CONVERGED = 1e-3  # maximum error of a row or column sum in sinkhorn's plan
 
 @dataclass(frozen=True)
 class DecodeSettings:
-    """Decoding method and its parameters; fields match the flags of `python -m ensemble.run`."""
+    """Decoding method and its parameters; `python -m ensemble.run` has a flag for each field."""
 
     method: Decoding = "none"
     factor: float = 20.0
@@ -140,9 +140,9 @@ def decode(
 def querybank(scores: Tensor, bank: Tensor, factor: float) -> Tensor:
     """Apply QB-Norm with the dynamic inverted softmax.
 
-    An image that is top-1 for a caption of the bank is a hub. If a query's top-1 image is a hub,
-    the exponential of the query's score for each image is divided by the sum of the exponentials of
-    the bank's scores for that image. Other queries are unchanged.
+    An image that is top-1 for a caption of the bank is a hub. Only queries whose top-1 image is a
+    hub change. For each image, the exponential of the query's score is divided by the sum of the
+    exponentials of the bank's scores.
 
     Args:
         scores: [Q, G].
@@ -243,9 +243,8 @@ def assignment(
     """Return the one-to-one assignment with the largest total score.
 
     Unless ``slack`` is None, a query may opt out and keep its own top-1 image, even if other
-    queries have the same image. It then adds the score of its top-1
-    image minus ``slack`` to the total. Therefore, no query loses more than ``slack``. Images may
-    remain unassigned.
+    queries have the same image. It then adds the score of its top-1 image minus ``slack`` to the
+    total. Therefore, no query loses more than ``slack``. Images may remain unassigned.
 
     Args:
         scores: [Q, G].
@@ -295,6 +294,6 @@ def with_first_places(scores: Tensor, columns: Tensor) -> Tensor:
     result = scores.clone()
     best = scores.amax(dim=1)
     ahead = torch.nextafter(best, torch.full_like(best, torch.inf))
-    moved = columns != top_k(scores, 1)[:, 0]  # the other images are already top-1
+    moved = columns != top_k(scores, 1)[:, 0]  # in the other rows, the image is already top-1
     result[moved, columns[moved]] = ahead[moved]
     return result

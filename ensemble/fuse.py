@@ -1,8 +1,8 @@
 """Fuse members: scale their score matrices and add them.
 
-The published rule is iterative: `S <- w S + (1 - w) T`, where the running sum `S` starts with the
-first member's matrix, and `T` is the next member's matrix. Each matrix is scaled to [0, 1] by its
-own bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members
+The published rule is iterative: `S <- w S + (1 - w) T`. The running sum `S` starts with the first
+member's matrix, and `T` is the next member's matrix. Each matrix is scaled to [0, 1] by its own
+bounds. Rows and columns are first aligned by id. Fusion works in blocks of rows, so members
 stay on disk. A row in which all scores are equal has no ranking and contributes 0.
 
 Shape letters: `Q` queries, `q` rows and `C` columns of a block, `G` gallery images.
@@ -65,7 +65,7 @@ class Fusion:
     """Members with aligned queries, fused block by block."""
 
     members: Sequence[Member]  # in fusion order
-    files: Sequence[ScoreFile]  # of the members, with equal galleries
+    files: Sequence[ScoreFile]  # of the members, with equal gallery ids
     rows: Sequence[Tensor | None]  # per file, in the requested order; None if already in order
     query_ids: list[str]  # in the requested order
     scaling: Scaling = "minmax"

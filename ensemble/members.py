@@ -1,6 +1,6 @@
 """Members of a fusion: parse their flags, check them, and read their scores in any form.
 
-In a form without scores (such as a ranked list), the r-th image of a query scores 1 / r, and images
+In a form without scores (such as a ranked list), the r-th image of a query scores 1 / r. Images
 that are not listed score 0. A ranked list has no query ids, so the order of its lines must be
 known unless all members are ranked lists.
 """
@@ -144,8 +144,8 @@ def load_members(
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    Image ids take the spelling of the first member that scores the whole gallery. Query ids take
-    the spelling of ``line_order`` or, if it is None, of that member.
+    Image ids take the spelling of the first member that scores the whole gallery, if there is one.
+    Query ids take the spelling of ``line_order`` or, if it is None, of one of the members.
 
     Args:
         members: members in fusion order.
@@ -158,8 +158,8 @@ def load_members(
         loaded: validated scores by member path, for members that are already in memory.
 
     Raises:
-        InputError: an unreadable file, ids that are missing or do not match, a member that lacks
-            queries, or an unknown line order of a ranked list that is fused with other forms.
+        InputError: a file cannot be read, ids or queries are missing or do not match, or the line
+            order of a ranked list is unknown.
     """
     rows = read_query_ids(queries) if queries else None
     columns = read_gallery_ids(gallery) if gallery else None

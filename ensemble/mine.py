@@ -62,7 +62,7 @@ class MineConfig(LabelConfig):
     )
     allow_test: bool = data_flag(False, "accept a test set")
     encoder: str | None = model_flag(
-        None, "member whose image vectors identify near-duplicates, such as clip; none: no check"
+        None, "member whose image vectors identify near-duplicates, such as clip"
     )
     encoder_config: str | None = model_flag(None, "YAML file of settings of --encoder")
     checkpoint: str | None = model_flag(None, "checkpoint of --encoder")
@@ -192,7 +192,7 @@ class Miner:
         return found
 
     def _twin(self, caption: str, own: LabelledImage) -> dict[str, str | None]:
-        """Return path and id of the twin; empty if there is none, or it has the same caption.
+        """Return path and id of the twin; empty if there is none, or if it may also be right.
 
         The twin is known to be wrong, so it may be a near-duplicate.
         """
@@ -278,9 +278,8 @@ def run(config: MineConfig) -> None:
     """Mine, write the questions, and print counts.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels or image paths, an unreadable
-            file, an output that cannot be written or would overwrite an input, ids that do not
-            match, or nothing to mine; nothing is written.
+        InputError: an input is invalid or unsuitable, an output cannot be written, or there is
+            nothing to mine. In these cases, nothing is written.
     """
     check_outputs({"out": config.out}, omit="choose another file")
     names = ("score", "annotation", "features", "feature_ids")

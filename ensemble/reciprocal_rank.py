@@ -42,8 +42,8 @@ def exact_scores(parts: Tensor) -> Tensor:
         parts: n of each part 2 / n, int64 [M, q, C]; 0 for no part.
 
     Returns:
-        float32 [q, C], within a few float32 steps of the sums. Equal sums have equal scores.
-        Unequal sums have different scores, even if they round to the same float32.
+        float32 [q, C], close to the sums. Equal sums have equal scores. Unequal sums have different
+        scores, even if they round to the same float32.
     """
     # Unlike float sums, integer sums do not depend on the order of the members.
     unit = _LARGEST // len(parts)

@@ -43,7 +43,7 @@ class RunConfig(FusionConfig):
     """Settings of one fusion; each field is a flag of `python -m ensemble.run`."""
 
     output_file: str = output_flag(
-        "reproduce.txt", "ranked list to write; answer.zip writes a zip that contains answer.txt"
+        "reproduce.txt", "ranked list to write; a .zip file contains it as answer.txt"
     )
     save_score: str | None = output_flag(None, "score file of the fused matrix to write")
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)

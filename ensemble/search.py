@@ -93,7 +93,7 @@ class SearchConfig(FusionConfig):
         "without --rerank, of the fused scores (default: 0 to 0.2)",
     )  # fmt: skip
     slack_grid: tuple[float, ...] = flag(
-        (), "--decode assignment: slacks to try, in the unit of --tau_grid (default: the values of "
+        (), "--decode assignment: slacks to try, in the unit of --tau_grid (default: as for "
         "--tau_grid and, without --rerank, also no opting out)",
     )  # fmt: skip
     factor_grid: tuple[float, ...] = flag(
@@ -285,9 +285,8 @@ def run(config: SearchConfig) -> None:
     """Choose the weights and stages, print each choice, and write the settings and all trials.
 
     Raises:
-        InputError: a test set without ``--allow_test``, no labels, too few members, invalid
-            settings or files, ids that do not match, or an output that cannot be written or would
-            overwrite an input.
+        InputError: settings or files are invalid or do not match, the annotation is unsuitable, or
+            an output cannot be written or would overwrite an input.
     """
     members, reranker = config.members(), config.reranker()
     if len(members) < 2 and not (members and (reranker or config.decodings())):

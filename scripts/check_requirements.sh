@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Install requirements_lhp.txt and requirements_uit.txt, each alone in a fresh environment, and run
-# the commands of each with --help.
+# the commands listed below with --help.
 #   bash scripts/check_requirements.sh            each file installs PyTorch, about 7 GB
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

@@ -39,7 +39,7 @@ if ! [[ $gpus =~ ^[1-9][0-9]*$ ]]; then
     echo "error: GPUS: expected a number of GPUs, found $gpus" >&2
     exit 2
 fi
-# One output folder per mode, so that score files of different models never mix.
+# One default output folder per mode, so that score files of different models do not mix.
 if $train; then
     out=output/reproduce_trained
 elif $mini; then

@@ -26,7 +26,7 @@ class NamedScores:
 
     @property
     def is_fusion(self) -> bool:
-        """Return true for a score file written by `ensemble.run`."""
+        """Return true for the scores of a fusion."""
         return self.scores.meta.get("model") == "ensemble"
 
     @property
@@ -66,8 +66,7 @@ def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]
     """Read ``NAME=FILE`` score files, align them, and evaluate them if there are labels.
 
     Raises:
-        InputError: ``NAME=FILE`` is malformed, a name occurs twice, a file cannot be read, or its
-            queries or images do not match the annotation or the first file.
+        InputError: a name is invalid, a file cannot be read, or its queries or images do not match.
     """
     rankings: list[NamedScores] = []
     for text in named:

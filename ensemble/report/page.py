@@ -1,11 +1,10 @@
 """Write an HTML report with metrics and ranked images, in one self-contained file.
 
-The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. For a
-choice of queries, the page shows the ten best images of the first ``--score``, the main score file.
+The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. For
+selected queries, the page shows the ten best images of the first ``--score``, the main score file.
 Other score files add figures to the tables, lines to the curves, and a collapsed list of ten images
-per displayed query.
-``--steps`` names score files in fusion order; the page then counts the queries that each step won
-and lost, and shows examples. ``--trials`` adds the weight sweep of the search.
+per displayed query. ``--steps`` names score files in fusion order; the page then counts the queries
+that each step won and lost, and shows examples. ``--trials`` adds the weight sweep of the search.
 
 Command line::
 
@@ -77,10 +76,10 @@ class Group:
 
 @dataclass(frozen=True)
 class RankedList:
-    """Best images of a query in one ranking; ``rank`` of the right image is None without labels."""
+    """Best images of a query in one ranking."""
 
     name: str
-    rank: int | None
+    rank: int | None  # of the best right image; 0 if it is not listed, None without labels
     pictures: list[Picture]
 
 

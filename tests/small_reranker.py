@@ -1,5 +1,4 @@
-"""A small reranker and its inputs, for tests: `make_reranker`, `make_candidates`
-and `rerank_words`."""
+"""A small reranker and its inputs, for tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unmerged adapters: merged when weights are read, and therefore in exported files."""
+"""Adapters are merged when weights are read, and therefore in exported files."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ BLOCK = 512  # bytes; PyTorch's CUDA allocator rounds sizes up to a multiple of 
 class Allocations:
     """Memory of the tensors on one kind of device.
 
-    The memory of the allocator itself, and that used inside kernels, is not counted.
+    Memory that the allocator or kernels use internally is not counted.
 
     Attributes:
         live, peak: bytes in use, and the largest number of bytes in use so far.

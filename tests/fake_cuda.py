@@ -60,7 +60,7 @@ class Trace(TorchDispatchMode):
         traffic: bytes read and written by the counted kernels.
         reads: host reads of device values: ``.item()``, ``.tolist()``, blocking copies to the CPU.
         copies: non-blocking copies to the CPU.
-        memory: bytes that the device's tensors hold.
+        memory: bytes in use on the device.
         number, truth: value of the integers and of the booleans that the host reads.
     """
 

@@ -169,7 +169,7 @@ def test_query_order(tmp_path: Path) -> None:
         read_query_order(path)
 
 
-# ------------------------------------------------------------------------------ where images are
+# ------------------------------------------------------------------------------- image locations
 
 
 @pytest.mark.parametrize(("folder", "below"), [(".", ""), ("train", "train"), ("x", None)])

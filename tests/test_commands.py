@@ -23,7 +23,7 @@ SETUP = {
     "setup_lavis.sh",
     "test.sh",
     "check_requirements.sh",
-}  # for maintainers
+}  # set-up and maintenance
 UNGROUPED = ("options", "positional arguments")
 
 

@@ -54,7 +54,7 @@ class Member(NamedTuple):
 
     Attributes:
         small, full: create the encoder, at the size of the mini models and at the published size.
-        image_weight, text_weight: parameters of the first block of each tower.
+        image_weight, text_weight: name of a parameter in the first block of each tower.
         kernels: number of kernels per batch of images without autocast.
         traffic: bytes read and written by these kernels.
     """

@@ -120,7 +120,7 @@ def test_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
             assert (result["sometimes"] is None) == (not uses_all)
             for name, wanted in alone.items():
                 if isinstance(wanted, Tensor):
-                    # Relative to the largest element: float32 sums round differently per CPU type.
+                    # The tolerance is relative, because rounding differs between types of CPU.
                     torch.testing.assert_close(
                         result[name], wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()),
                         msg=lambda text, case=case, name=name: f"{case}, {name}: {text}",
@@ -204,7 +204,7 @@ def two_backward_passes(folder: Path) -> dict[str, Any]:
 
 
 def exchanged_early_by_lhp(folder: Path) -> dict[str, Any]:
-    """Count LHP's buckets: exchanged in the backward pass, expected, and all.
+    """Count LHP's buckets: exchanged in the backward pass, before the mask token's, and all.
 
     The mask token has no gradient, so its bucket and later ones are not exchanged in that pass.
     """

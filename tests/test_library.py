@@ -300,7 +300,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True
     )
-    # Python does not read .pth files, such as an editable install's, inside folders added this way.
+    # Python ignores .pth files (of an editable installation) in folders added in this way.
     site = folder / f"venv/lib/python{sysconfig.get_python_version()}/site-packages"
     (site / "dependencies.pth").write_text(
         f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"

@@ -1,4 +1,4 @@
-"""Count the memory that tensors hold, real or fake, by the lifetime of their storages."""
+"""Count the memory of real or fake tensors by the lifetime of their storages."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-BLOCK = 512  # bytes; PyTorch's CUDA allocator rounds every allocation up to a multiple
+BLOCK = 512  # bytes; PyTorch's CUDA allocator rounds sizes up to a multiple of this
 
 
 class Allocations:
     """Memory of the tensors on one kind of device.
 
-    The memory of the allocator itself, and that used inside kernels, is not counted.
+    Memory that the allocator or kernels use internally is not counted.
 
     Attributes:
         live, peak: bytes in use, and the largest number of bytes in use so far.
@@ -45,7 +45,7 @@ class Allocations:
 
 
 class RecordAllocations(TorchDispatchMode):
-    """Count the memory of the outputs of all operations in the block; values stay the same."""
+    """Count the memory of the outputs of all operations in the block."""
 
     def __init__(self, device_type: str) -> None:
         super().__init__()

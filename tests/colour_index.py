@@ -1,4 +1,4 @@
-"""Index of coloured pictures, an encoder that compares colours, and a running search server."""
+"""Helpers for tests of the search: coloured pictures, their index, models and a running server."""
 
 from __future__ import annotations
 
@@ -65,7 +65,9 @@ class Colours(Encoder):
 
 
 class Darkness(Reranker):
-    """Reranker that prefers dark pictures, whatever the text; it fails if two threads use it.
+    """Reranker that prefers dark pictures, whatever the text.
+
+    It fails if two threads use it at the same time.
 
     Attributes:
         asked: each scored caption, with its number of candidates.
@@ -108,7 +110,7 @@ def png(colour: tuple[int, int, int], size: tuple[int, int] = (40, 30)) -> bytes
 
 
 def draw_pictures(folder: Path, count: int) -> None:
-    """Draw pictures of four colours and many widths in two folders, and one with a hostile name."""
+    """Draw pictures of four colours in two folders, and one picture with a hostile name."""
     for number in range(count):
         name = list(COLOURS)[number % 4]
         path = folder / ("park/day" if number % 2 else "street") / f"{name}_{number:03}.png"
@@ -117,7 +119,7 @@ def draw_pictures(folder: Path, count: int) -> None:
 
 
 def paint(path: Path, colour: str, number: int) -> None:
-    """Draw one picture: noise, with a disc of the colour in the middle."""
+    """Draw a disc of the colour on noise; the width of the picture is random."""
     path.parent.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(number)
     high, wide = 90, int(random.integers(60, 180))
@@ -135,7 +137,7 @@ def make_index(root: Path, count: int = 60, members: int = 2) -> Index:
 
 
 def index_pictures(root: Path, members: int = 2, source: Source | None = None) -> Index:
-    """Index the pictures below a folder, or update their index."""
+    """Index the pictures of ``source``, by default ``root/photos``, or update their index."""
     opened = [Opened(choice, Colours(choice.name == "centre")) for choice in CHOICES[:members]]
     source = source or FolderSource(root / "photos", recursive=True)
     choices = CHOICES[:members]

@@ -1,5 +1,4 @@
-"""Fixtures shared by several tests: a tiny data set in PAB's layout, a tokenizer trained on it, a
-debug checkpoint, and the path of the reference vectors.
+"""Fixtures shared by several tests: a tiny data set in PAB's layout, a tokenizer and a checkpoint.
 
 The fixtures need no published file: the project's code makes everything from fixed seeds.
 """
@@ -51,7 +50,7 @@ ACTIONS = {True: "walking", False: "falling"}
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Run PyTorch on one thread, because matrix products depend on the number of threads."""
+    """Run PyTorch on one thread, because rounding depends on the number of threads."""
     torch.set_num_threads(1)
 
 
@@ -63,7 +62,7 @@ def _fresh_notices() -> None:
 
 @pytest.fixture(autouse=True)
 def _separate_feature_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Give each test its own default feature cache, so that no test reads another's vectors."""
+    """Use a new default feature cache in each test, so that tests do not share vectors."""
     default = str(ScoringConfig().feature_cache_dir)
 
     def redirected(folder: str | Path, facts: Mapping[str, str]) -> FeatureCache:

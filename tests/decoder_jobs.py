@@ -1,4 +1,4 @@
-"""Jobs for a decoding process of the search server: three fail like hostile files, one succeeds."""
+"""Jobs for a decoding process of the search server: three act like hostile files, one succeeds."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Endless(Job):
 
 @dataclass(frozen=True)
 class Greedy(Job):
-    """Decoding that fills the memory."""
+    """Decoding that allocates 8 GiB."""
 
     def run(self) -> int:
         return len(bytearray(8 << 30))

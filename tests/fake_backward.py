@@ -1,7 +1,8 @@
-"""Backward pass in Python: autograd's engine needs a CUDA driver to visit tensors on a GPU.
+"""Backward pass in Python, because autograd's engine needs a CUDA driver for tensors on a GPU.
 
-Each node of the graph is called as the engine would call it: latest first, once all gradients of
-its outputs are known. A node's saved tensors are freed after its call.
+As in the engine, a node is called after all gradients of its outputs are computed. Of several such
+nodes, leaves come first, then the node created last. A node's saved tensors are freed after the
+call.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch.utils.checkpoint import GraphExecGroup
 
 
 class Saved:
-    """Owner of a tensor that a node saved for its backward pass."""
+    """Reference to a tensor that a node saved for its backward pass."""
 
     def __init__(self, tensor: Tensor) -> None:
         self.tensor: Tensor | None = tensor
@@ -28,7 +29,7 @@ class Saved:
 def freeable_graph() -> Iterator[list[Saved]]:
     """Save tensors of the block's graphs in :class:`Saved`, so that they can be freed one by one.
 
-    Yields a list. When a node reads a saved tensor, the tensor is added to this list.
+    Yields a list. When a node reads a saved tensor, its :class:`Saved` is added to this list.
     """
     read: list[Saved] = []
 

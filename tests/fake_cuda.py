@@ -7,11 +7,11 @@ allocated memory.
 Operations whose output shape depends on values (`nonzero`) also raise: on a GPU, the host would
 wait for the shape.
 
-Values that the host reads are replaced with 1 or True, unless a test chooses other values. So code
-with value-dependent control flow runs.
+Values that the host reads are replaced with 1 or True, unless a test sets others, so that code with
+value-dependent control flow runs.
 
 Attention uses the kernels that PyTorch would choose on a GPU, and `backward` runs in Python
-(`tests/fake_backward.py`), because neither works on fake tensors without a CUDA driver.
+(`tests/fake_backward.py`), because PyTorch's own code for both needs a CUDA driver.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class Trace(TorchDispatchMode):
     Attributes:
         kernels: operation -> number of calls; views and allocations are not counted.
         dtypes: operation -> dtypes of its first tensors.
-        traffic: bytes read and written by these operations.
+        traffic: bytes read and written by the counted kernels.
         reads: host reads of device values: ``.item()``, ``.tolist()``, blocking copies to the CPU.
         copies: non-blocking copies to the CPU.
-        memory: bytes that the device's tensors hold.
+        memory: bytes in use on the device.
         number, truth: value of the integers and of the booleans that the host reads.
     """
 
@@ -141,7 +141,7 @@ class Trace(TorchDispatchMode):
 
 
 def _bytes(tensor: Tensor) -> int:
-    """Count the distinct bytes of a tensor; an expanded tensor repeats them."""
+    """Count the bytes of a tensor; repeated elements of an expanded tensor count once."""
     return min(tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes())
 
 
@@ -230,7 +230,7 @@ def fake_cuda(patch: pytest.MonkeyPatch) -> Iterator[Trace]:
     patch.setattr(nn.functional, "scaled_dot_product_attention", _attention)
     patch.setattr(torch.cuda, "get_rng_state", lambda device=None: torch.empty(16))
     patch.setattr(torch.cuda, "set_rng_state", lambda state, device=None: None)
-    if torch.cuda.Event is EVENT:  # otherwise, the test has its own
+    if torch.cuda.Event is EVENT:  # otherwise, the test has replaced it
         patch.setattr(torch.cuda, "Event", Event)
     with FakeTensorMode() as mode, freeable_graph() as read, Trace() as trace:
 

@@ -142,7 +142,7 @@ def query(caption: Any, **more: Any) -> bytes:
 
 
 def caption_cases() -> list[TextCase]:
-    """Captions with odd content, and damaged annotations."""
+    """Query files with odd captions or damage."""
     good = query("a man falls")
     return [
         TextCase("emoji", query("a man 🚲 falls 🤕")),

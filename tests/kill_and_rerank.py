@@ -1,7 +1,7 @@
 """Kill a re-ranking run at random moments and resume it: `python -m tests.kill_and_rerank`.
 
-One run is never interrupted. Another is killed (SIGKILL) several times, and restarted with the same
-command. At the end, both score files must be equal, byte for byte. Each kill may lose only the
+One run is never interrupted. Another run is killed (SIGKILL) several times and restarted with the
+same command. At the end, both score files must be equal, byte for byte. Each kill may lose only the
 batch that is being scored.
 """
 
@@ -24,7 +24,7 @@ from tests.small_reranker import make_candidates, make_reranker, rerank_words
 ROOT = Path(__file__).resolve().parents[1]
 SLOWED = 0.05  # seconds added per batch, so that kills also fall before, between and after writes
 BATCH = 3
-# Runs the command; before each batch, appends its number of pairs to a file.
+# Runs the command. Before each batch, appends the number of its pairs to a file.
 COUNTING = """\
 import sys, time
 from pab.encoders.st.pair_inputs import PairModel
@@ -55,13 +55,13 @@ def start(words: list[str], log: Path) -> subprocess.Popen[bytes]:
 
 
 def kill_after(words: list[str], log: Path, batches: int, delay: float) -> int:
-    """Kill a run once it has begun some batches; return how many it had begun.
+    """Kill a run after it has begun some batches; return how many it began.
 
     Args:
         words: arguments of the command.
         log: see :func:`start`.
-        batches: number of batches that the run begins first.
-        delay: seconds between the last of these and the kill.
+        batches: number of batches to wait for.
+        delay: seconds between the start of the last of these batches and the kill.
 
     Raises:
         SystemExit: the run ended before it could be killed.

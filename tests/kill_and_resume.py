@@ -1,8 +1,8 @@
 """Kill a training run at random moments and resume it: `python -m tests.kill_and_resume`.
 
-For each recipe, one run is never interrupted. Another is killed (SIGKILL) several times, and
-restarted with the same command. A run saves a checkpoint after every step, so some kills interrupt
-a write. At the end, both must have written equal weights for every epoch, byte for byte.
+For each recipe, one run is never interrupted. Another run is killed (SIGKILL) several times and
+restarted with the same command. A run saves a checkpoint after every step, so a kill can interrupt
+a write. At the end, both must have written equal weight files for every epoch, byte for byte.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ def written_at(path: Path) -> int | None:
 
 
 def main() -> None:
-    """Run every recipe with and without kills, and compare the weights."""
+    """Run the chosen recipes with and without kills, and compare the weights."""
     parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
     parser.add_argument("--recipes", nargs="+", default=RECIPES, choices=RECIPES)
     parser.add_argument("--kills", type=int, default=10)

@@ -1,6 +1,6 @@
 """Odd shards, tables, scores, checkpoints and photographs, with their expected outcomes.
 
-A case with an empty ``refused`` is read correctly. Otherwise, the error contains these words.
+A case with an empty ``refused`` is read correctly. Otherwise, the error contains ``refused``.
 `test_hostile.py` runs these cases together with those of `hostile_cases.py`.
 """
 

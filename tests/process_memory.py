@@ -1,7 +1,7 @@
 """Print the counted and the measured memory growth of a training step on a CPU, in bytes.
 
-Start it in a new process with MALLOC_MMAP_THRESHOLD_=65536, so that freed memory is returned. Linux
-only (``/proc``).
+Start it in a new process on Linux. The variable makes the C library return freed memory to the
+system.
 
     MALLOC_MMAP_THRESHOLD_=65536 python -m tests.process_memory [MODEL] [BATCH]
 """
@@ -29,7 +29,7 @@ def resident(field: str) -> int:
 
 
 def main(name: str = "beit3_mini_patch8_64", batch: int = 64) -> None:
-    """Take two steps; print the counted and the measured growth of memory in the second."""
+    """Take two steps; print the counted and the measured peak growth of memory in the second."""
     torch.set_num_threads(1)
     with RecordAllocations("cpu") as record:
         model = Beit3Retrieval(model_config(name, vocab_size=1000)).train()

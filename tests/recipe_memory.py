@@ -1,7 +1,7 @@
 """Compute the peak memory of a training step of a recipe on a GPU, with fake tensors.
 
-Each step is the recipe's own code: forward pass under autocast, loss, backward pass, AdamW. The
-optimizer's state exists before the step, as in every step but the first.
+A step runs the recipe's forward pass under autocast, loss and backward pass, and AdamW. The state
+of the optimizer exists before the step, as in every step but the first.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ Config = Any  # settings of a recipe
 
 
 class Step(NamedTuple):
-    """A model, its optimizer, and the function that computes the gradients of a batch.
+    """A model, its parameter groups, and the function that computes the gradients of a batch.
 
     Attributes:
-        backward: computes the loss, adds the gradients, and returns the loss.
+        backward: adds the gradients of the loss, and returns the loss.
     """
 
     module: nn.Module
@@ -70,7 +70,7 @@ def lhp_step(config: lhp.config.TrainConfig, folder: Path) -> Step:
 
 
 def clip_step(config: pab.encoders.clip.finetune.TrainConfig, folder: Path) -> Step:
-    """Build CLIP's step, with captions of the model's length."""
+    """Build CLIP's step; captions have the model's context length."""
     del folder
     config = dataclasses.replace(config, pretrained="random")  # memory does not depend on weights
     model = pab.encoders.clip.finetune.pair_model(config, HybridView, CUDA)
@@ -80,7 +80,7 @@ def clip_step(config: pab.encoders.clip.finetune.TrainConfig, folder: Path) -> S
 
 
 def blip2_step(config: pab.encoders.blip2.finetune.TrainConfig, folder: Path) -> Step:
-    """Build BLIP-2's step; captions have 64 ids, the maximum that scoring expects."""
+    """Build BLIP-2's step; captions have `CAPTION_IDS` ids, the expected maximum."""
     config = dataclasses.replace(config, text_encoder=str(vocabulary(config.text_encoder, folder)))
     model = pab.encoders.blip2.finetune.pair_model(config, HybridView, CUDA, {})
     sizes = pab.encoders.blip2.finetune.MODELS[config.model]
@@ -155,7 +155,7 @@ def uit_step(config: uit.config.TrainConfig, folder: Path) -> Step:
 
 
 def vocabulary(folder: str, replacement: Path) -> Path:
-    """Return the folder of a vocabulary; without BERT's, write one of the same size."""
+    """Return the folder of BERT's vocabulary; if it is missing, write one of the same size."""
     if (ROOT / folder / VOCABULARY).is_file():
         return ROOT / folder
     words = map("".join, product(ascii_lowercase, repeat=4))
@@ -176,7 +176,7 @@ RECIPES = {
     "uit": Recipe(uit.config.TrainConfig, uit_step),
     "clip": Recipe(pab.encoders.clip.finetune.TrainConfig, clip_step),
     "blip2": Recipe(pab.encoders.blip2.finetune.TrainConfig, blip2_step),
-}  # by folder of the configs
+}  # by folder under configs/
 
 
 def recipe_step(recipe: str, flags: Iterable[str], folder: Path) -> tuple[Config, Step]:

@@ -1,4 +1,4 @@
-"""A small score matrix, with helpers that save it in any form and read it with its ids."""
+"""A small score matrix with ids, and helpers that write and read score files."""
 
 from __future__ import annotations
 

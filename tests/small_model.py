@@ -1,4 +1,4 @@
-"""A model of three layers, with helpers that compare its weights."""
+"""A model of three layers, and helpers that copy and compare weights."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""A small reranker and its inputs, for tests: `make_reranker`, `make_candidates`
-and `rerank_words`."""
+"""A small reranker and its inputs, for tests."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ WEIGHTS = "model.safetensors"
 def make_reranker(out: Path) -> Path:
     """Make a reranker of 0.3 million parameters whose scores differ between pairs."""
     shutil.copytree(small_vlm("reranker"), out)
-    weights = load_file(out / WEIGHTS)  # initial weights are so small that all scores are equal
+    weights = load_file(out / WEIGHTS)  # with the small initial weights, scores are nearly equal
     large = {
         name: 4 * tensor if tensor.ndim == 2 and "embed_tokens" not in name else tensor
         for name, tensor in weights.items()

@@ -1,4 +1,4 @@
-"""Unmerged adapters: merged when weights are read, and therefore in exported files."""
+"""Adapters are merged when weights are read, and therefore in exported files."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def blip2() -> nn.Module:
 
 
 def run_state(path: Path, model: nn.Module, **settings: Any) -> Path:
-    """Write the training state of a run with low-rank updates; return its path."""
+    """Write the training state of a run with adapters; return its path."""
     state = TrainingState(
         model=model.state_dict(), optimizer={}, step=3, epoch=0, step_in_epoch=3, rng=[],
         config={"lora_rank": 2, "lora_alpha": ALPHA, **settings},

@@ -1,4 +1,4 @@
-"""Annotation readers: they read every format of PAB and name every bad line."""
+"""Annotation readers: the formats of PAB, image folders, and errors for bad lines."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_training_shard_as_retrieval_with_twins(root: Path) -> None:
     path.write_text(lines(PAIR, TWIN, {**PAIR, "image_id": "0_2", "hard_i_id": "elsewhere"}))
     found = read_retrieval(path)
     assert [q.query_id for q in found.queries] == ["0_0#0", "0_1#0", "0_2#0"]
-    # 0_2 repeats 0_0's caption; its own twin is not in the gallery.
+    # 0_2 repeats the caption of 0_0; the twin of 0_2 is not in the gallery.
     assert found.twins == {"0_0#0": "0_1", "0_1#0": "0_0"}
     assert retrieval_of_pairs(read_train_pairs(path), root) == found
 
@@ -169,12 +169,12 @@ def test_query_order(tmp_path: Path) -> None:
         read_query_order(path)
 
 
-# ------------------------------------------------------------------------------ where images are
+# ------------------------------------------------------------------------------- image locations
 
 
 @pytest.mark.parametrize(("folder", "below"), [(".", ""), ("train", "train"), ("x", None)])
 def test_image_folder_drops_leading_folders(root: Path, folder: str, below: str | None) -> None:
-    """The folder may be the data root, a folder in it, or one with only the last parts of paths."""
+    """The folder may be the data root, a folder in it, or a folder with the last parts of paths."""
     place = root / "x" / "imgs_0" / "goal" if below is None else root / "train" / "imgs_0" / "goal"
     place.mkdir(parents=True)
     (place / "0.jpg").touch()

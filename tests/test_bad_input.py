@@ -1,7 +1,7 @@
-"""Bad input, end to end: exit code 2, one line on stderr, nothing written.
+"""Bad input, end to end: commands exit with code 2 and one error line, and write no results.
 
-Each case damages valid inputs in one way and lists words that the line must contain. Scoring,
-training and evaluation are run on every case that applies to them.
+Most tests damage the valid inputs of scoring, training or evaluation in one way, and check words of
+the error line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Refused = Callable[..., str]
 
 
 class Case:
-    """Valid inputs of every command, which a test then damages."""
+    """Valid inputs of the three commands; tests damage them."""
 
     def __init__(self, data: Path, checkpoint: Path, tokenizer: Path, out: Path) -> None:
         self.data, self.out = data, out
@@ -200,7 +200,7 @@ def test_bad_gallery_images_are_all_named(
     kind: str, workers: int, case: Case, refuse: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """The model stops at the first bad image, but the error also names the later ones."""
+    """Encoding stops at the first bad image, but the error also names later bad images."""
     encoded: list[int] = []
 
     def encode(model: Beit3Retrieval, pixels: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ def test_bad_gallery_images_are_all_named(
 def test_files_without_content_are_found_before_the_model_is_loaded(
     case: Case, refuse: Callable[..., None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The error also names damaged files, because all must be replaced before the next start."""
+    """The error also names damaged files, so that the user can replace all files at once."""
 
     def no_model(*_: object) -> None:
         raise AssertionError("the model was loaded")

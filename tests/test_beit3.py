@@ -171,7 +171,7 @@ def test_drop_path_drops_whole_samples_and_rescales_the_others() -> None:
 
 
 def gradients_and_graphs(layers: int, compiled: bool) -> tuple[list[Tensor], int]:
-    """Gradients of three steps with captions of several lengths, and the number of graphs."""
+    """Return the gradients of three steps with different caption lengths, and the graph count."""
     torch._dynamo.reset()
     torch.manual_seed(3)
     sizes = model_config("beit3_debug_patch16_64", vocab_size=100)

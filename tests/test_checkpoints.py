@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 class Touch:
-    """Pickles as a call that makes a folder, as a malicious checkpoint could."""
+    """Object whose unpickling would make a folder, as a malicious checkpoint could."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

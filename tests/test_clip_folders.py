@@ -1,4 +1,4 @@
-"""CLIP folders with another image size, another name, or a model of another library."""
+"""Folders of CLIP weights: names, content, image sizes and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The list of commands: complete, printed without torch, and the source of each ``--help``."""
+"""The list of commands is complete, needs no torch, and matches the texts of ``--help``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SETUP = {
     "setup_lavis.sh",
     "test.sh",
     "check_requirements.sh",
-}  # for maintainers
+}  # set-up and maintenance
 UNGROUPED = ("options", "positional arguments")
 
 

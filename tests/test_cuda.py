@@ -1,7 +1,7 @@
-"""Training and scoring of all models on a GPU, compared with the CPU and with other runs.
+"""Training and scoring of the four models on a GPU, compared with the CPU and with other runs.
 
-Most tests also run with the CPU as their device, which checks the tests' own logic without a GPU.
-Float32 products have full precision on a GPU, too: TF32 is off unless `--tf32` turns it on.
+Most tests also run with the CPU as their device, which checks the tests without a GPU. Float32
+products have full precision on a GPU too, because TF32 is off unless `--tf32` is set.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ LHP_TRAINING = {"model": MODEL, "input_size": 64, "warmup_steps": 0, "max_text_l
                 "sentencepiece_model": MINI / "lhp.spm"}  # fmt: skip
 UIT_TRAINING = {**UIT, "mim_block": 16, "synonyms": False, "schedule": "linear", "warmup_steps": 1,
                 "checkpoint": MINI / "uit.safetensors"}  # fmt: skip
-# Dropout and drop path are off, because their draws come from the device's own generator.
+# Dropout and drop path are off, because each kind of device draws other random numbers.
 RECIPES: dict[str, tuple[Main, dict[str, Any]]] = {
     "lhp": (lhp_train, {**LHP_TRAINING, "drop_path": 0.0}),
     "uit": (
@@ -87,7 +87,7 @@ def argv(settings: dict[str, Any]) -> list[str]:
 
 
 def train(main: Main, data: Path, out: Path, device: str, **settings: Any) -> list[float]:
-    """Train for one epoch of four steps, by default in float32, and return the losses."""
+    """Train, by default for one epoch of four steps in float32, and return the losses."""
     main(argv({
         "data_path": data, "output_dir": out, "device": device, "dtype": "fp32", "batch_size": 6,
         "epochs": 1, "num_workers": 0, "lr": LR, "cache_dir": out.parent / "cache", **settings,
@@ -159,7 +159,7 @@ def test_training_in_16_bits_is_near_float32(
 def test_chunks_have_the_gradient_of_the_whole_batch_with_drop_path(
     chunk: int, device: str, debug_model: Callable[..., Beit3Retrieval]
 ) -> None:
-    """The second pass of a chunk repeats the draws of the first, from the device's generator."""
+    """The second pass of a chunk draws the same random numbers as the first."""
     target = torch.device(device)
     with numerics(target, tf32=False, deterministic=False):
         found, gradients = whole_and_chunked(debug_model, 0.5, chunk, target)
@@ -220,14 +220,14 @@ def test_two_processes_train_as_one(device: str, tiny_data: Path, tmp_path: Path
 @pytest.mark.cuda
 @pytest.mark.skipif(GPUS == 0, reason="needs 1 CUDA GPU")
 def test_memory_of_a_step_is_as_computed(tmp_path: Path) -> None:
-    """Compare the computation of docs/reproduce.md's memory table with PyTorch's allocator."""
+    """Compare `peak_memory`, which computes a table of docs/reproduce.md, with the allocator."""
     flags = ["--model", "beit3_base_patch16_384", "--batch_size", "8"]
     computed = peak_memory("lhp/finetune", flags, tmp_path)
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     take_step(*recipe_step("lhp/finetune", flags, tmp_path))
     measured = torch.cuda.max_memory_allocated() - before
-    # cuBLAS takes up to 64 MiB from the allocator, which the computation does not include.
+    # cuBLAS allocates up to 64 MiB, which the computation does not include.
     assert measured == pytest.approx(computed, rel=0.05, abs=0.1 * GIB)
 
 

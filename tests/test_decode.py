@@ -1,4 +1,4 @@
-"""Decodings: the assignment against brute force, properties of the others, order of queries."""
+"""Decodings: the assignment against brute force, other methods, and the order of queries."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_the_assignment_has_the_largest_total(data: st.DataObject) -> None:
 
 
 def test_the_slack_decides_whether_queries_share_an_image() -> None:
-    # Both want image 0; the second gives up 0.1 by taking image 1, the first 0.5.
+    # Image 0 is first for both queries. Image 1 costs the first query 0.5 and the second 0.1.
     scores = torch.tensor([[0.9, 0.4, 0.0], [0.8, 0.7, 0.1]])
     assert assignment(scores, ids(2), None).tolist() == [0, 1]
     assert assignment(scores, ids(2), 0.2).tolist() == [0, 1]

@@ -181,7 +181,7 @@ def test_batches_must_fit_in_shared_memory(tmp_path: Path, monkeypatch: pytest.M
     megabyte = 10**6
     check_shared_memory(4, megabyte, 8, 1000)  # 4 workers x 2 batches x 8 MB
     check_shared_memory(0, megabyte, 1000, 10**6)
-    check_shared_memory(16, megabyte, 8, 60)  # no more than all 60 samples
+    check_shared_memory(16, megabyte, 8, 60)  # at most all 60 samples
     with pytest.raises(InputError) as error:
         check_shared_memory(16, megabyte, 8, 1000)
     assert str(error.value) == (

@@ -1,4 +1,4 @@
-"""Devices: selection, dtypes, seeds, and detection of bfloat16 units."""
+"""Devices: selection, dtypes, seeds, bfloat16, and results read late."""
 
 from __future__ import annotations
 

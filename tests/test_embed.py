@@ -79,7 +79,7 @@ def gallery(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Register the member, even if the installed package is older than its entry point."""
+    """Register the member `embed`; the entry points of an older installation may lack it."""
     entry = EntryPoint("embed", "pab.encoders.st.infer:InferConfig", GROUP)
     found = pab.scoring.members.entry_points(group=GROUP)
     others = [one for one in found if one.name != "embed"]
@@ -158,7 +158,7 @@ def test_late_vectors_and_scores_equal_the_library(gallery: Path, stored: str) -
 def test_colqwen2_of_transformers_is_a_late_model(
     gallery: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The model is published only in transformers' format; its processor adds a query's prefix."""
+    """ColQwen2 is published in the format of transformers; its processor adds the query prefix."""
     write_colqwen2(tmp_path / "model")
     encoder = config_of("late", model=str(tmp_path / "model"), vector_dtype="fp32").open()
     assert "a late-interaction model (--kind late)" in capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_dims_keeps_leading_dimensions_with_unit_length(gallery: Path) -> None:
 
 
 def test_captions_are_never_opened_as_files(tmp_path: Path) -> None:
-    """The library would open a plain string that names an image, and download an address."""
+    """The library would open a plain string that is a path, and download one that is a URL."""
     noise(40, 40, 0).save(tmp_path / "a.png")
     captions = [str(tmp_path / "a.png"), "https://example.invalid/a.png", "a.png"]
     encoder, model = config_of("dense").open(), library_model("dense")
@@ -296,7 +296,7 @@ def score_in_this_process(flags: list[str], folder: Path) -> dict[str, bool]:
 
 @pytest.mark.distributed
 def test_two_processes_write_the_same_scores(gallery: Path, tmp_path: Path) -> None:
-    """Dense vectors use the code of all members, which `test_lhp_infer` tests."""
+    """Dense models use code of all members; `test_lhp_infer` tests it with several processes."""
     options = ("--no_feature_cache", "--vector_dtype", "fp32")
     alone = run(tmp_path, gallery, "late", *options)
     flags = [
@@ -412,7 +412,7 @@ def test_code_of_the_folder_is_not_run(tmp_path: Path) -> None:
 
 
 class Touch:
-    """Object whose unpickling creates a file."""
+    """Object whose unpickling would create a file."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""The common interface of all members: image inputs, names, fingerprints, reranking."""
+"""The common interface of members: image inputs, names, fingerprints, reranking."""
 
 from __future__ import annotations
 

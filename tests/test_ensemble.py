@@ -1,4 +1,4 @@
-"""Fusion: the published arithmetic, its command, and its outputs."""
+"""Fusion: the published arithmetic, the command and its outputs."""
 
 from __future__ import annotations
 

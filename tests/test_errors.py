@@ -1,4 +1,4 @@
-"""InputError: its single line, its exit code, and pickling."""
+"""InputError: one-line text, exit code and pickling."""
 
 from __future__ import annotations
 

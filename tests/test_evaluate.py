@@ -193,7 +193,7 @@ def test_unknown_names_are_refused_if_the_folder_is_known(
     args = ["--predictions", str(predictions), "--annotation", str(masked[0])]
     args += ["--answers", str(masked[1])]
     predictions.write_text("A B\nB A\nC D\n")
-    main(args)  # without the folder, image D cannot be known to be missing
+    main(args)  # without the folder, the unknown name D is accepted
     assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["all", "3", "100.00"]
     with pytest.raises(InputError, match=r"p\.txt, line 3: .*found 'D'"):
         main([*args, "--image_folder", str(folder), "--json", str(tmp_path / "m.json")])
@@ -379,7 +379,7 @@ def test_answers_may_begin_with_a_byte_order_mark(
 
 
 def test_outputs_are_checked_first(tmp_path: Path) -> None:
-    """The check precedes all reading, so that a bad path leaves no other output behind."""
+    """Output paths are checked before inputs are read, so that no other output is written."""
     words = ["--score", str(tmp_path / "s.pt"), "--annotation", str(tmp_path / "a.json")]
     with pytest.raises(InputError, match=f"--json: {tmp_path} is a directory; leave out --json"):
         main([*words, "--trec", str(tmp_path / "t"), "--json", str(tmp_path)])

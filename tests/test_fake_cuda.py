@@ -1,7 +1,7 @@
 """Scoring and training on fake CUDA tensors: devices, host reads, kernels, memory traffic.
 
-UIT's losses and its re-ranking are in `tests/test_uit_fake_cuda.py`, the host reads of a whole
-training step in `tests/test_step_fake_cuda.py`.
+`tests/test_uit_fake_cuda.py` tests UIT's losses and re-ranking. `tests/test_step_fake_cuda.py`
+counts the host reads of a whole training step.
 """
 
 from __future__ import annotations
@@ -36,26 +36,26 @@ from uit.encode import UitEncoder, with_vocabulary
 from uit.model import Uit
 from uit.model import model_config as uit_config
 
-# Page-locked memory needs a GPU.
+# DataLoader warns that page-locked memory needs a GPU.
 pytestmark = pytest.mark.filterwarnings("ignore:'pin_memory' argument")
 MINI = ROOT / "checkpoints/mini"
 CAPTIONS = ["A man in a red coat is falling.", "A woman is walking in the park with a dog."]
 BATCH = 32  # images
 PICTURES = [Image.new("RGB", (80, 60))] * BATCH
 TWO_DEVICES = "found at least two devices, cuda:0 and cpu"
-SLACK = 1.05  # kernels and traffic of scoring, relative to the model without autocast
+SLACK = 1.05  # bound of kernels and traffic of scoring, relative to the model without autocast
 
 
 class Member(NamedTuple):
-    """Member of the ensemble at two sizes, with its budget.
+    """Member of the ensemble at two sizes, with its kernels and memory traffic.
 
-    The budget is that of encoding 32 images at the published size in bf16, as counted by
-    `tests/fake_cuda.py` with torch 2.14, transformers 5.23 and OpenCLIP 3.3.
+    Both were counted by `tests/fake_cuda.py` for 32 images at the published size in bf16, with
+    torch 2.14, transformers 5.23 and OpenCLIP 3.3.
 
     Attributes:
         small, full: create the encoder, at the size of the mini models and at the published size.
-        image_weight, text_weight: parameters of the first block of each tower.
-        kernels: kernels per batch of images without autocast.
+        image_weight, text_weight: name of a parameter in the first block of each tower.
+        kernels: number of kernels per batch of images without autocast.
         traffic: bytes read and written by these kernels.
     """
 
@@ -127,7 +127,7 @@ of_members = pytest.mark.parametrize("member", MEMBERS.values(), ids=MEMBERS)
 
 @pytest.fixture
 def trace(monkeypatch: pytest.MonkeyPatch) -> Iterator[Trace]:
-    """Run the test with fake CUDA tensors; not all captions have the same length."""
+    """Run the test with fake CUDA tensors; booleans that the host reads are False."""
     with fake_cuda(monkeypatch) as found:
         found.truth = False
         yield found
@@ -211,7 +211,7 @@ def test_kernels_and_traffic_of_the_model(member: Member, trace: Trace) -> None:
 
 @of_members
 def test_model_in_bf16_is_scored_without_autocast(member: Member, trace: Trace) -> None:
-    """Autocast computes norms in float32, which doubles the kernels and the traffic."""
+    """Autocast would compute norms in float32, which adds kernels and traffic."""
     encoder = member.full(bf16_compute())
     trace.reset()
     encoder.encode_images(PICTURES)
@@ -235,7 +235,7 @@ def test_model_in_float32_is_scored_with_autocast(member: Member, trace: Trace) 
 @pytest.mark.parametrize("dtype", ["bf16", "fp16"])
 @pytest.mark.parametrize("recipe_name", ["lhp", "clip", "blip2"])
 def test_training_step(recipe_name: str, dtype: str, trace: Trace, tmp_path: Path) -> None:
-    """Compute the gradients, update the weights and their average."""
+    """Compute the gradients, and update the weights and their average."""
     config, step = recipe_step(f"{recipe_name}/mini", ["--dtype", dtype], tmp_path)
     trace.reset()
     loss = step.backward()

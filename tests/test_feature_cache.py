@@ -21,7 +21,7 @@ FACTS = {"checkpoint": "abc", "dtype": "fp32"}
 
 
 class Encoder:
-    """Encoder that counts its images."""
+    """Encoder that counts the images it encodes."""
 
     def __init__(self) -> None:
         self.seen = 0

@@ -449,7 +449,7 @@ def test_no_blocking_copy_on_a_cuda_device(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_tensors_on_the_device_stay_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Such tensors can be neither page-locked nor read by another process."""
+    """Such tensors cannot be page-locked or read by another process."""
     monkeypatch.setattr(encoding, "ImageLoader", FakeLoader)
     monkeypatch.setattr(FakeLoader, "made", [])
     with fake_cuda(monkeypatch):

@@ -23,8 +23,8 @@ class Server(BaseHTTPRequestHandler):
     """Serve :data:`CONTENT`; ``/cut`` sends only half of it, and ``/scan`` sends a web page.
 
     Attributes:
-        asked: the ranges of all requests.
-        paths: the paths of all requests.
+        asked: the ``Range`` header of each request.
+        paths: the path of each request.
         pages: path -> content other than :data:`CONTENT`.
     """
 
@@ -186,7 +186,7 @@ def listed(files: dict[str, bytes], **changes: Any) -> bytes:
 
 @pytest.fixture
 def hub(folder: Path, address: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub with one repository, ``vlm``, at the commit :data:`COMMIT`."""
+    """A hub with the repository of one source, ``vlm``, at the commit :data:`COMMIT`."""
     source = Source("vlm/model", "https://huggingface.co/OWNER/MODEL", "hub")
     monkeypatch.setattr(pab.fetch, "SOURCES", {"vlm": source})
     monkeypatch.setenv("HF_ENDPOINT", f"{address}/")

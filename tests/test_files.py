@@ -1,4 +1,4 @@
-"""A folder is either written completely, or the older one stays."""
+"""A folder is written completely, or the older folder stays."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ PLAIN = st.sampled_from(["?", "i1", "i2", "i4", "i8", "u1", "u2", "f2", "f4", "f
 
 
 class Call:
-    """Pickles as a call of any function on any arguments."""
+    """Object whose pickle is a call of any function with any arguments."""
 
     def __init__(self, function: Any, *arguments: Any) -> None:
         self.function, self.arguments = function, arguments
@@ -123,7 +123,7 @@ def test_hostile_values_are_refused(tmp_path: Path, value: Any, words: str) -> N
 
 
 class Forged:
-    """Pickles as an array with an arbitrary state."""
+    """Object whose pickle is an array with an arbitrary state."""
 
     def __init__(self, *state: Any) -> None:
         self.state = state
@@ -133,7 +133,7 @@ class Forged:
 
 
 class ForgedDtype:
-    """Pickles as a float64 dtype whose state turns it into a record."""
+    """Object whose pickle is a float64 dtype with the state of a record dtype."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         fields = {"a": (np.dtype("f4"), 0)}
@@ -159,7 +159,7 @@ def test_forged_arrays_are_refused(tmp_path: Path, value: Any) -> None:
 
 
 def test_an_array_made_by_a_call_in_the_file_is_empty(tmp_path: Path) -> None:
-    """A file must not choose the size or the memory of a new array."""
+    """A file must not choose the size of a new array."""
     found = read(tmp_path, {"w": Call(np.ndarray, (10**12,), np.dtype("f8"))})
     assert found["w"].shape == (0,)
 
@@ -204,7 +204,7 @@ def test_another_pickle_protocol_is_named(tmp_path: Path) -> None:
 
 
 def test_threads_that_read_at_the_same_time(tmp_path: Path) -> None:
-    """A thread that finishes must not revoke the classes that another one may still read."""
+    """A thread that finishes must not remove the classes that another thread still needs."""
     paths = [tmp_path / f"{number}.pt" for number in range(2)]
     for path in paths:
         torch.save({"names": np.array([f"image {n}" for n in range(2000)])}, path)

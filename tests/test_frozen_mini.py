@@ -1,7 +1,7 @@
-"""The mini data and the shipped checkpoints are frozen: later work must not retune them.
+"""The mini data and the shipped checkpoints are frozen: they must not change.
 
-`checkpoints/mini/frozen.json` holds hashes of the published files and data. The tests build the
-test split and the first 200 training pairs with the default seed, and compare the hashes.
+`checkpoints/mini/frozen.json` contains hashes of the published files and data. The tests hash the
+shipped files, the test split and the first 200 training pairs, and compare the hashes.
 """
 
 from __future__ import annotations

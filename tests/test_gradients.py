@@ -69,9 +69,9 @@ def gradients_of(
     *, chunk: int = 0, update_freq: int = 1, only_in: int | None = None,
     scale: float = 1.0,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return the gradients of one update.
+    """Return the gradients of one update, and numbers of buckets.
 
-    ``during`` is the number of buckets exchanged in the backward pass, ``buckets`` the total.
+    ``during`` counts the buckets exchanged in the backward pass; ``buckets`` counts all of them.
     """
     gradients.BUCKET_ELEMENTS = 40  # so that this small model needs several buckets
     model = Pairs()
@@ -120,7 +120,7 @@ def test_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
             assert (result["sometimes"] is None) == (not uses_all)
             for name, wanted in alone.items():
                 if isinstance(wanted, Tensor):
-                    # Relative to the largest element: float32 sums round differently per CPU type.
+                    # The tolerance is relative, because rounding differs between types of CPU.
                     torch.testing.assert_close(
                         result[name], wanted, rtol=0, atol=1e-5 * float(wanted.abs().max()),
                         msg=lambda text, case=case, name=name: f"{case}, {name}: {text}",
@@ -134,7 +134,7 @@ def test_gradients_equal_those_of_one_process(tmp_path: Path) -> None:
 
 
 def started_order(folder: Path) -> dict[str, Any]:
-    """Return the sizes of all exchanges of a step, in order.
+    """Return the sizes of all exchanges of a step, and the number in the backward pass.
 
     In process 0, the loss uses one more parameter, so the first bucket is complete there before the
     backward passes of the gathers.
@@ -204,7 +204,10 @@ def two_backward_passes(folder: Path) -> dict[str, Any]:
 
 
 def exchanged_early_by_lhp(folder: Path) -> dict[str, Any]:
-    """Count LHP's buckets: exchanged in the backward pass, before the mask token's, and all."""
+    """Count LHP's buckets: exchanged in the backward pass, before the mask token's, and all.
+
+    The mask token has no gradient, so its bucket and later ones are not exchanged in that pass.
+    """
     gradients.BUCKET_ELEMENTS = 5_000
     torch.manual_seed(0)
     model = Beit3Retrieval(model_config("beit3_debug_patch16_64", vocab_size=100))

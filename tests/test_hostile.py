@@ -1,4 +1,4 @@
-"""Odd and hostile inputs are read correctly, ignored or refused in one line; a table lists them.
+"""Odd and hostile inputs are read correctly, ignored or refused; a table lists them.
 
 `PAB_WRITE_TABLES=1 python -m pytest tests/test_hostile.py` rewrites `docs/reliability.md`.
 """
@@ -228,7 +228,7 @@ def test_photograph(case: FileCase, tmp_path: Path) -> None:
         np.asarray(image, dtype=int) for image in (load_photo(path), picture((48, 32)))
     )
     assert shown.shape == wanted.shape
-    # Compression and palettes change pixels by less than 6; a rotation changes them by over 80.
+    # Mean change of the pixels: below 6 for compression and palettes, above 80 for a rotation.
     assert np.abs(shown - wanted).mean() < 6
 
 

@@ -95,7 +95,7 @@ def test_assumptions_are_reported_once(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_absolute_paths_in_training_shards(tmp_path: Path) -> None:
-    """Paths are relative to the opened data root, wherever the shard lies."""
+    """Paths must be below the opened data root, wherever the shard is."""
     row = {"image": f"{tmp_path}/data/train/imgs_0/goal/0.jpg", "caption": "a", "image_id": "0"}
     (tmp_path / "data").mkdir()
     shard = tmp_path / "shards/pair_0.json"

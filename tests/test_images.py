@@ -157,7 +157,7 @@ def test_a_long_list_of_bad_images_is_shortened(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("form", ["JPEG", "progressive JPEG"])
 def test_verifying_finds_what_loading_would_find(tmp_path: Path, form: str) -> None:
-    """Verification decodes JPEGs at a smaller scale; it must reject the same truncated files."""
+    """Verification decodes JPEGs at a smaller scale; it must reject what loading rejects."""
     whole, path = tmp_path / "whole.jpg", tmp_path / "cut.jpg"
     noise(90, 70).save(whole, progressive=form != "JPEG")
     data = whole.read_bytes()

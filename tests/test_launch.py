@@ -1,4 +1,4 @@
-"""Starting with torchrun on one or several machines: settings, errors, a run on two machines."""
+"""Starting with torchrun on one or more machines: settings, errors, two emulated machines."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ VARIABLES = ("NNODES", "NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def given(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
-    """Set these variables of a multi-machine launch; remove the others."""
+    """Set these launch variables, and remove the others."""
     for name in VARIABLES:
         monkeypatch.delenv(name, raising=False)
     for name, value in values.items():

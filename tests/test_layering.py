@@ -1,4 +1,4 @@
-"""Packages import only from lower layers, and score files need no model library."""
+"""Packages import only what their layer allows, and score files need no model library."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ BELOW["scripts"] = {*BELOW} - {"pab.mini"}
 MODEL_LIBRARIES = {
     "torchvision", "timm", "transformers", "open_clip", "sentencepiece", "lavis", "peft",
 }  # fmt: skip
-# In pab and ensemble, only preprocessing and the encoders may import them.
+# In pab and ensemble, only preprocessing and the encoders may import model libraries.
 LIBRARY_USERS = ("pab/data/images.py", "pab/encoders/")
 # Modules that fusion, evaluation and external tools import.
 LIGHT = ("pab.data.annotations", "pab.scores", "pab.ranking", "pab.metrics", "pab.evaluate")
@@ -95,7 +95,7 @@ def test_imports_run_downward(path: Path) -> None:
 
 
 def test_no_file_changes_the_import_path() -> None:
-    """Packages are importable because they are installed, or Python starts in the repository."""
+    """Packages are importable if they are installed or Python starts in the repository."""
     call = ".".join(("sys", "path", "insert"))
     folders = (*OURS, "docs")
     found = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]

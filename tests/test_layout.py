@@ -1,4 +1,4 @@
-"""Layout check: counts, missing parts, and the inputs that are errors."""
+"""Layout check of a data root: counts, missing parts and errors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Layout check of every kind of path: the facts and the next command that it prints."""
+"""Layout check of files and folders: the printed facts and the next command."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def webdataset(folder: Path) -> None:
                 archive.addfile(tarfile.TarInfo(member), io.BytesIO())
 
 
-# Name of the path -> function that creates it, facts and next command that the check prints.
+# Folder name -> function that creates the folder, facts and next command that the check prints.
 FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "captioned": (
         captioned,

@@ -1,4 +1,4 @@
-"""Scoring with LHP: score file, ranked list, and settings that must not change them."""
+"""Scoring with LHP: score file, ranked list, metrics, and settings that must not change scores."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_the_gallery_is_sorted_by_name_in_any_directory_order(
     true_scandir = os.scandir
 
     class Backwards(list[os.DirEntry[str]]):
-        """Entries of a folder by descending name; a context manager, as os.scandir returns."""
+        """Entries of a folder by descending name; a context manager, like os.scandir's result."""
 
         def __enter__(self) -> Backwards:
             return self

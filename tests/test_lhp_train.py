@@ -144,8 +144,8 @@ def test_chunked_and_whole_batches_take_the_same_step(runs: Runs, chunk: int) ->
     whole = runs("whole", **settings)
     chunked = runs("chunked", grad_cache_chunk=chunk, **settings)
     assert losses(chunked) == pytest.approx(losses(whole), abs=1e-4)
-    # AdamW normalizes gradients: rounding errors in a near-zero gradient (the bias of a key
-    # projection) become full steps. So a few weights differ by whole steps; all others agree.
+    # AdamW normalizes gradients, so rounding errors in near-zero gradients become whole steps. Key
+    # projections are not compared, because the gradients of their biases are near zero.
     one, two = weights(whole), weights(chunked)
     apart = [n for n in one if "k_proj" not in n and (one[n] - two[n]).abs().mean() > 1e-5]
     assert apart == []
@@ -154,7 +154,7 @@ def test_chunked_and_whole_batches_take_the_same_step(runs: Runs, chunk: int) ->
 def test_accumulation_counts_updates(runs: Runs) -> None:
     run = runs("accumulate", update_freq=2)
     assert len(losses(run)) == 6, "three updates per epoch instead of six"
-    # The loss of an update is the mean over its batches, each near log(4), that of a random guess.
+    # The loss of an update is the mean over its batches; log(4) is the loss of a random guess.
     assert losses(run)[0] == pytest.approx(math.log(4), abs=0.5)
 
 
@@ -164,7 +164,7 @@ def _train(argv: list[str], folder: Path) -> None:
 
 @pytest.mark.distributed
 def test_two_processes_train_and_log_as_one(runs: Runs, tmp_path: Path) -> None:
-    # No drop path: its draws differ per process. A small eps would turn rounding errors into steps.
+    # Drop path would differ per process. A small eps would turn rounding errors into whole steps.
     settings = {"epochs": 1, "drop_path": 0.0, "opt_eps": 1e-3}
     alone = runs("alone", batch_size=8, **settings)
     (tmp_path / "ranks").mkdir()

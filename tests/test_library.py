@@ -1,4 +1,4 @@
-"""The package as a library: its public functions, its wheel, and its commands from any folder."""
+"""The package as a library: public functions, dependencies, wheel, and commands in any folder."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel], check=True
     )
-    # Python does not read .pth files, such as an editable install's, inside folders added this way.
+    # Python ignores .pth files (of an editable installation) in folders added in this way.
     site = folder / f"venv/lib/python{sysconfig.get_python_version()}/site-packages"
     (site / "dependencies.pth").write_text(
         f"{sysconfig.get_path('purelib')}\n{sysconfig.get_path('platlib')}\n"
@@ -310,7 +310,7 @@ def python(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def elsewhere(tiny_data: Path, tmp_path: Path) -> Path:
-    """A folder that holds only data: the tiny set, two score files and an encoder."""
+    """A folder with the tiny data, two score files and a CLIP model."""
     for place, target in (
         ("data/mini", tiny_data), ("data/PAB", tiny_data),
         ("checkpoints/mini/clip", ROOT / "checkpoints/mini/clip"),

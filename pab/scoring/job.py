@@ -171,8 +171,7 @@ class MemberConfig(ScoringCommand):
         """Score every image of the gallery against every caption.
 
         Raises:
-            InputError: settings, data or weights are invalid, so no output is written; or an output
-                cannot be written.
+            InputError: settings, data or weights are invalid, or an output cannot be written.
         """
         self.compute()  # rejects unsupported settings before the data is read
         job = prepare(self)
@@ -282,7 +281,7 @@ def check_same_model(origin: Origin) -> None:
     """Check that all processes have loaded the same model; machines may have different files.
 
     Raises:
-        InputError: the models differ. Every process raises it. The message names the first
+        InputError: the models differ; every process raises it. The message names the first
             difference and the hosts.
     """
     processes.check_equal(

@@ -27,7 +27,7 @@ from pab.scoring.mapped_rows import errors_of, mapped_rows
 
 
 class _Spool:
-    """Rows of any width in an unnamed temporary file, until the width of the longest is known.
+    """Temporary file for rows of any width, used until the largest width is known.
 
     Args:
         folder: folder of the file; None uses the system's.
@@ -76,7 +76,7 @@ class _Spool:
 
 @dataclass(frozen=True)
 class LateEncoder(Embedder):
-    """Model with one vector per token.
+    """Encoder that runs a model with one vector per token.
 
     Attributes:
         width: width D of a vector.

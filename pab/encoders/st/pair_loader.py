@@ -66,7 +66,7 @@ class _Length:
 def check_images(
     model: PairModel, images: Sequence[GalleryImage], used: Sequence[int], num_workers: int
 ) -> dict[int, ImageFacts]:
-    """Decode each used image once, before the first pair is scored; processes share the images.
+    """Decode and hash the used images before the first pair is scored; processes share the work.
 
     Args:
         model: model whose processor must accept the images.

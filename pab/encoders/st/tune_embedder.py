@@ -189,7 +189,7 @@ def mean_maxsim(text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tens
 def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from data to the folder of the tuned model.
 
-    With several processes, the negatives of a caption come from its own process's batch.
+    With several processes, the negatives of a caption come from the batch of its process.
 
     Raises:
         InputError: before the first step: bad settings, data, model or checkpoint. During training:

@@ -195,8 +195,8 @@ class Compute:
             last. Images that the reader collects as unreadable are skipped.
 
         Raises:
-            InputError: images cannot be read and the reader does not collect them. The error names
-                those of all processes, and is raised in every process once all are checked.
+            InputError: images cannot be read and the reader does not collect them. The error covers
+                all processes, and is raised in every process once all images are checked.
         """
         # Worker processes cannot read preprocessed tensors that are on the device.
         loads = not any(isinstance(image, Tensor) for image in images)
@@ -315,7 +315,7 @@ class Compute:
 
         Args:
             encode: positions of captions -> B rows of any width.
-            rows: ids (or words) of each caption; equal rows have equal vectors.
+            rows: ids, words or characters of each caption; equal rows have equal vectors.
             longest: expected maximum ids per caption. A batch has at most :attr:`batch_size` times
                 as many ids, padding included, unless it is a single longer caption.
 

@@ -40,7 +40,7 @@ from pab.scoring.job import (
 
 
 class Reranker(Protocol):
-    """Model that scores a caption and an image jointly."""
+    """Model that scores pairs of a caption and an image."""
 
     @property
     def origin(self) -> Origin:

@@ -1,8 +1,8 @@
-"""Faster OpenCLIP transformer blocks: same parameter names, same vectors up to rounding.
+"""Faster OpenCLIP transformer blocks with the same parameter names.
 
-Attention uses :func:`pab.core.devices.attention` instead of torch's slower module (docs/log.md).
-QuickGELU works in place. If only the class token of an image is needed, the last block computes
-only that token.
+The vectors are equal up to rounding. Attention uses :func:`pab.core.devices.attention` instead of
+torch's slower module (docs/log.md). QuickGELU works in place. If only the class token of an image
+is needed, the last block computes only that token.
 
 Shape letters: `B` batch, `H` heads, `N` tokens, `M` query tokens, `D` width.
 """

@@ -1,9 +1,9 @@
 """Read the weights of OpenCLIP models, by tag or from a file.
 
 A file is OpenAI's TorchScript archive, an OpenCLIP checkpoint or a plain state dict. Checkpoints of
-this project record their preprocessing, and a model folder describes it in its configuration.
-OpenAI's archives use the architecture's default. For other files, the preprocessing of the
-architecture's tags is used if all tags agree.
+this project and the configurations of model folders contain the preprocessing. OpenAI's archives
+use the architecture's default. For other files, the preprocessing of the architecture's tags is
+used if all tags agree.
 """
 
 from __future__ import annotations

@@ -101,8 +101,8 @@ class LateEncoder(Embedder):
 
         Returns:
             [G, N * D] in :attr:`stored`, memory-mapped from a file that is already unlinked; the
-            processes of a machine share it. Images that the reader reports as unreadable have
-            rows of zeros.
+            processes of a machine share it. The rows of images that the reader collects as
+            unreadable are zero.
         """
         loadable, reader = as_images(images, None), reader or ImageReader()
 

@@ -54,7 +54,7 @@ class RerankerSettings:
     """Settings of a model folder for use as a reranker.
 
     Attributes:
-        folder: folder of the model itself.
+        folder: folder of the transformer: the model folder, or one of its subfolders.
         processing: keyword arguments of the processor, by kind: ``chat_template``, ``text``,
             ``image``, ``common``.
         yes: token id of the positive answer; None if the folder does not name it.

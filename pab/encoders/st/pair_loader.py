@@ -78,8 +78,8 @@ def check_images(
         Position -> facts, in every process.
 
     Raises:
-        InputError: images cannot be decoded, or the processor rejects them. The message names those
-            of all processes, and the error is raised in every process.
+        InputError: images cannot be decoded, or the processor rejects them. The error covers all
+            processes, and is raised in every process.
     """
     mine = [used[number] for number in processes.share_of(len(used))]
     reader = replace(ImageReader(), unreadable={})

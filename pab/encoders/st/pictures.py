@@ -29,9 +29,8 @@ class PictureLoader(BatchLoader[list[Image.Image]]):
     """Load decoded RGB images of any size in batches, ahead of the model.
 
     Iteration yields :class:`~pab.data.image_loader.ImageBatch` with a list of PIL images as
-    ``pixels``. A batch contains neither images whose key is in ``known`` nor unreadable ones, so it
-    may have fewer images than ``batch_size``. :func:`pab.scoring.batches.refilled` merges such
-    batches.
+    ``pixels``. The list excludes unreadable images and those whose key is in ``known``, so it may
+    be shorter than ``batch_size``. :func:`pab.scoring.batches.refilled` merges such batches.
 
     Args:
         images: files or RGB images.

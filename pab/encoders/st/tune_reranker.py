@@ -184,9 +184,9 @@ def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from data to the folder of the tuned model.
 
     Raises:
-        InputError: before the first step: bad settings, data, model or checkpoint. During training:
-            a training image that cannot be read or processed, or too many consecutive steps
-            skipped because the loss or a gradient was not finite.
+        InputError: settings, data, model or checkpoint are invalid, an image cannot be read or
+            processed, a file cannot be written, or too many consecutive steps are skipped because
+            the loss or a gradient is not finite.
     """
     # ---- Data and model
     folder, target = model_folder(config.model), config.tuned_folder()

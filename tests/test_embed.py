@@ -364,7 +364,7 @@ def test_a_text_model_is_refused(tmp_path: Path) -> None:
     transformer = modules.Transformer(str(source))
     text_model = library.SentenceTransformer(modules=[transformer, parts.Pooling(16)])
     text_model.save(str(tmp_path / "model"))
-    assert "cannot encode images, only text: a text model" in refusal(tmp_path / "model")
+    assert "cannot encode images, only text; it is a text model" in refusal(tmp_path / "model")
 
 
 def test_other_kinds_and_bare_models_are_refused(tmp_path: Path) -> None:
@@ -374,8 +374,8 @@ def test_other_kinds_and_bare_models_are_refused(tmp_path: Path) -> None:
     folder = copied(tmp_path)
     for name in ("modules.json", "config_sentence_transformers.json"):
         (folder / name).unlink()
-    assert "do not say how the model makes vectors" in refusal(folder)
-    assert "do not say how the model makes vectors" in refusal(folder, kind="late")
+    assert "do not specify how the model makes vectors" in refusal(folder)
+    assert "do not specify how the model makes vectors" in refusal(folder, kind="late")
     settings = json.loads((folder / "config.json").read_text())
     assert kind_of(folder) == "bare"
     for architecture in ("ColQwen2ForRetrieval", "HF_ColBERT"):

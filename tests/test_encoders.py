@@ -211,7 +211,7 @@ def test_members_are_found_by_name() -> None:
 @pytest.mark.parametrize(
     ("entries", "expected"),
     [
-        ([], r"found none: an old installation; run bash scripts/setup\.sh"),
+        ([], r"found none; the installation is outdated; run bash scripts/setup\.sh"),
         (["pab.nothing:A"], r"pab\.nothing:A, member 'x': cannot be imported: No module named"),
         (["pab.scores:Nothing"], r"member 'x': cannot be imported: .*Nothing"),
         (["pab.scores:load_scores"], r"expected a subclass of pab\.scoring\.MemberConfig, found"),

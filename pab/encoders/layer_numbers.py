@@ -5,9 +5,9 @@ of the transformer models of OpenCLIP, timm and transformers.
 
 Convolutional image towers are not numbered by block. Beside a text tower of N blocks, a ResNet of
 OpenCLIP has its ``conv1`` weights and its positional embedding in layer N, and all other parameters
-in layer N + 1. A ConvNeXt of timm has one layer per stage, and its stem is in layer N + 1.
-Layer-wise decay therefore reduces the learning rates of a ResNet by at most one factor, and that of
-a ConvNeXt's stem not at all.
+in layer N + 1. A ConvNeXt of timm has one layer per stage, and its stem is in layer N + 1. With
+layer-wise decay, the learning rates of a ResNet are therefore reduced once or not at all, and a
+ConvNeXt's stem keeps the full learning rate.
 """
 
 from __future__ import annotations

@@ -17,13 +17,13 @@ def pooled_similarity(images: Tensor, texts: Tensor, pooling: Pooling) -> Tensor
     """Compute cosine similarities [Q, G] of caption vectors [Q, E] and image vectors [G, K, E].
 
     Args:
-        pooling: ``first`` uses only query token 0, as published by the method's authors; ``max``
-            uses the highest similarity of the K tokens, as in BLIP-2.
+        pooling: ``first`` uses only query token 0, as in the published scores; ``max`` uses the
+            highest similarity of the K tokens, as in BLIP-2.
     """
     if pooling == "first":
         return texts @ images[:, 0].T
     best = texts @ images[:, 0].T
-    for k in range(1, images.shape[1]):  # one token at a time: [Q, G, K] would not fit in memory
+    for k in range(1, images.shape[1]):  # one token at a time: [Q, G, K] takes too much memory
         torch.maximum(best, texts @ images[:, k].T, out=best)
     return best
 

@@ -12,7 +12,7 @@ from pab.scoring.job import MemberConfig
 
 @dataclass(frozen=True)
 class EncoderConfig(MemberConfig):
-    """Settings of both members; the default dtype depends on the device, as published."""
+    """Scoring settings of both members; the default dtype depends on the device, as published."""
 
     dtype: Literal["auto", "fp32", "bf16", "fp16", "fastest"] = flag(  # type: ignore[assignment]
         "auto", "dtype of the model; auto: fp16 on a CUDA GPU, else fp32 (published); "

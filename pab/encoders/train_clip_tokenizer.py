@@ -31,8 +31,7 @@ def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrained
     """Train byte-pair encoding on lower-cased captions; CLIP's two special tokens come last.
 
     The end token has the largest id, because OpenCLIP finds it by this property. It is also the
-    padding token, as in transformers' copy of OpenAI's tokenizer: the model ignores ids after the
-    first end token.
+    padding token, because the model ignores ids after the first end token.
 
     Args:
         captions: training text.
@@ -49,7 +48,7 @@ def train_clip_tokenizer(captions: Iterable[str], vocab_size: int) -> PreTrained
     trainer = BpeTrainer(
         vocab_size=vocab_size - 2, initial_alphabet=ByteLevel.alphabet(), show_progress=False
     )
-    write_line(f"training a tokenizer of {vocab_size} tokens")
+    write_line(f"training a tokenizer of at most {vocab_size} tokens")
     tokenizer.train_from_iterator(captions, trainer)
     tokenizer.add_special_tokens([START, END])
     ends = [(word, tokenizer.token_to_id(word)) for word in (START, END)]

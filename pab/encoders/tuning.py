@@ -1,4 +1,4 @@
-"""Add frozen towers and LoRA to the contrastive recipe, for CLIP and BLIP-2.
+"""Freeze towers and add LoRA in fine-tuning; settings shared by CLIP and BLIP-2.
 
 Source of LoRA: Hu et al. 2021 (arXiv 2106.09685), implemented by the peft library.
 """
@@ -20,7 +20,7 @@ from pab.data.images import ImageTransform
 from pab.encoders.layer_numbers import BLOCK
 from pab.training.config import ContrastiveConfig
 
-# Builds the view of training images from their side, crops and preprocessing (lhp/views.py).
+# Builds the random view of training images; takes the arguments of HybridView (lhp/views.py).
 MakeView = Callable[..., ImageTransform]
 
 SCRATCH = "random"  # value of --pretrained for training from scratch
@@ -68,7 +68,7 @@ def with_lora(
     frozen towers are skipped.
 
     Args:
-        model: changed in place; its methods keep working.
+        model: changed in place; its methods remain usable.
         rank: rank of the updates.
         alpha: updates are scaled by ``alpha / rank``.
         also: other parameters to train, such as the temperature.
@@ -100,7 +100,7 @@ def with_lora(
             target_parameters=projections or None,
         ),
     )
-    # peft matches parameters by name suffix, so a frozen tower gets updates too: keep them at 0.
+    # peft matches parameters by name suffix and so adds updates to a frozen tower: keep them at 0.
     for name, parameter in wrapped.named_parameters():
         owner = own_name(name).partition(".lora_")[0]
         if f"{owner}.{IN_PROJECTION}" in frozen:
@@ -121,7 +121,7 @@ def adapted(
     """Freeze parts of the model and add low-rank updates, according to the settings.
 
     Args:
-        model: changed in place; its methods keep working.
+        model: changed in place; its methods remain usable.
         frozen: modules and parameters to freeze.
         temperature: temperature of the loss, which is always trained.
 

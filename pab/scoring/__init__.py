@@ -4,8 +4,7 @@
 scores pairs. `members` finds members and loads their encoders by name, and
 `python -m pab.scoring NAME` scores with any of them. `job` is the procedure shared by all scoring
 commands: check the inputs, load the model, score, write the score file and the ranked list, print
-metrics. `encoding` runs an encoder in batches, and `feature_cache` keeps its vectors on disk.
-Imports the public modules, `pab.formats`, `pab.data` and `pab.core`.
+metrics. `encoding` runs an encoder in batches, and `feature_cache` stores its vectors on disk.
 """
 
 from pab.scoring.encoder import Encoder, Origin

@@ -41,7 +41,7 @@ def _merged(batches: list[ImageBatch[P]]) -> ImageBatch[P]:
 
 
 def _joined(parts: list[Any]) -> Any:
-    """Concatenate the contents of batches; keep pixels page-locked."""
+    """Concatenate the contents of batches; the result is page-locked if the parts are."""
     if not isinstance(parts[0], Tensor):
         return [image for part in parts for image in part]
     pixels = torch.cat(parts)

@@ -59,8 +59,8 @@ class Encoder(Protocol):
     def fingerprint(self) -> Mapping[str, str]:
         """Facts that the vectors depend on: hash of the weights, preprocessing, dtype, device.
 
-        The feature cache is chosen by these facts and the versions of the code. Leave them empty if
-        vectors are never cached.
+        The feature cache and search indexes use them to recognize the model. They may be empty if
+        vectors are never stored.
         """
         return MappingProxyType({})
 
@@ -79,8 +79,7 @@ class Encoder(Protocol):
             reader: decodes the files; None uses the reader of benchmark images.
 
         Raises:
-            InputError: no image is passed, an image has an unsupported type, a file cannot be read,
-                or a tensor has another shape or holds integers.
+            InputError: no image is passed, or an image cannot be read or is not supported.
         """
 
     def encode_texts(self, captions: Sequence[str]) -> Tensor:
@@ -118,7 +117,7 @@ def as_images(
 
     Raises:
         InputError: no image is passed, an image has another type, or a tensor has another shape or
-            holds integers.
+            is not of floating-point numbers.
     """
     if isinstance(images, (str, Path, Image.Image)):
         images = [images]
@@ -149,7 +148,7 @@ def as_images(
 
 
 def as_captions(captions: Sequence[str]) -> list[str]:
-    """Convert captions to a list; a single text becomes a list of one, not of its characters.
+    """Convert captions to a list; a single text becomes a list of one caption.
 
     Raises:
         InputError: there is no caption.

@@ -1,6 +1,6 @@
-"""Encode images and captions with any encoder, in batches and worker processes.
+"""Encode images and captions with any encoder, in batches.
 
-With several processes (torchrun), each process encodes a part and receives all vectors.
+Under torchrun, each process encodes a share and receives all vectors.
 
 Shape letters: `G` images, `Q` captions, `D` width of the vectors, `B` batch, `S` image side.
 """
@@ -46,7 +46,7 @@ class Compute:
 
     Attributes:
         device: device of the model.
-        dtype: type of matrix products; a model stored in this dtype needs no autocast.
+        dtype: dtype of matrix products.
         weights: dtype of the model's weights and of its input pixels.
         batch_size: images (or captions) per batch.
         num_workers: number of loader processes.
@@ -94,8 +94,6 @@ class Compute:
     @contextmanager
     def running(self, work: str, *, batched: bool = True) -> Iterator[None]:
         """Run the model in the block: without gradients, in the dtype and numerics of this object.
-
-        A model whose weights are in :attr:`dtype` runs without autocast.
 
         Args:
             work: activity of the block, for the message of an out-of-memory error.
@@ -197,10 +195,10 @@ class Compute:
             last. Images that the reader collects as unreadable are skipped.
 
         Raises:
-            InputError: images cannot be read and the reader does not collect them. The error names
-                those of all processes, and is raised in every process once all are checked.
+            InputError: images cannot be read and the reader does not collect them. The error covers
+                all processes, and is raised in every process once all images are checked.
         """
-        # Preprocessed tensors may be on the device, which no other process can read.
+        # Worker processes cannot read preprocessed tensors that are on the device.
         loads = not any(isinstance(image, Tensor) for image in images)
 
         def open_loader(mine: list[Loadable], **options: Any) -> ImageWork[Tensor]:
@@ -262,8 +260,8 @@ class Compute:
         def loaded() -> Iterator[ImageBatch[P]]:
             for batch in progress(loader, "encoding images", "images", len(mine), ImageBatch.size):
                 known.update(batch.known)
-                # After an unreadable image, the others are only checked. With several processes,
-                # the model continues: a process that is done early would wait until its time-out.
+                # After an unreadable image, a single process only checks the other images. Several
+                # processes continue to encode, so that none waits for the others too long.
                 if not (refuses and bad) or processes.world_size() > 1:
                     yield batch
 
@@ -317,9 +315,9 @@ class Compute:
 
         Args:
             encode: positions of captions -> B rows of any width.
-            rows: ids (or words) of each caption; equal rows have equal vectors.
-            longest: maximum ids per caption; a batch has at most as many ids, padding included, as
-                :attr:`batch_size` captions of this length.
+            rows: ids, words or characters of each caption; equal rows have equal vectors.
+            longest: expected maximum ids per caption. A batch has at most :attr:`batch_size` times
+                as many ids, padding included, unless it is a single longer caption.
 
         Returns:
             Positions in ``rows``, and the float32 vectors on the CPU; cached ones come first.
@@ -359,7 +357,7 @@ class BatchEncoder(ABC):
 
     Attributes:
         compute: device, dtype, batch size and feature cache of the model.
-        origin, fingerprint: see the interface.
+        origin, fingerprint: see :class:`pab.scoring.encoder.Encoder`.
     """
 
     compute: Compute
@@ -401,7 +399,12 @@ def flattened(rows: Tensor | list[Tensor]) -> tuple[list[int], Tensor]:
 
 
 def batches_by_length(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Yield positions in order of length, in padded batches of at most ``token_budget`` ids."""
+    """Yield batches of positions, the shortest captions first.
+
+    Args:
+        lengths: ids per caption.
+        token_budget: maximum ids per batch, padding included; a longer caption is a batch alone.
+    """
     batch: list[int] = []
     for position in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         if batch and (len(batch) + 1) * lengths[position] > token_budget:

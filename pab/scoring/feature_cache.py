@@ -1,16 +1,16 @@
 """Content-addressed cache on disk for vectors of images and captions.
 
 A cache belongs to one encoder with its weights, preprocessing, dtype, device and code versions. The
-key of an image depends only on its file and reader, so a renamed image is recognized, and a changed
-image is encoded again. The key of a caption depends only on its token ids (for some models: words
-or characters). An interrupted process loses at most two batches. A run with a larger gallery or new
-queries encodes only the new items. A vision-language reranker caches the score of a pair as a
-vector of width 1.
+key of an image depends on the content of its file and the reader, so a renamed image is recognized,
+and a changed image is encoded again. The key of a caption depends only on its token ids or, for
+some models, its text. An interrupted process loses at most two batches. A run with a larger gallery
+or new queries encodes only the new items. A vision-language reranker caches the score of a pair as
+a vector of width 1.
 
 A cache is a folder of parts, one per process, vector width, dtype and run. ``PART.sha256`` holds
-the keys, 32 bytes each. ``PART.float32`` or ``PART.float16`` holds the vectors (for UIT, each is
-followed by the image's tokens). A vector is written before its key; a vector that an interruption
-leaves without a key is ignored.
+the keys, 32 bytes each. ``PART.float32`` or ``PART.float16`` holds the vectors (for re-ranking with
+UIT, each is followed by the image's tokens). A vector is written before its key; a vector that an
+interruption leaves without a key is ignored.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ class FeatureCache:
             vectors: float32 or float16 [n, D] on the CPU.
 
         Raises:
-            InputError: the disk is full, or the folder cannot be written.
+            InputError: the vectors cannot be written.
         """
         matrix = vectors.contiguous().numpy()
         width = matrix.shape[1]
@@ -206,5 +206,5 @@ def code_versions() -> dict[str, str]:
 
 
 def caption_digest(ids: Sequence[int | str]) -> bytes:
-    """Return the cache key of a caption: SHA-256 of its ids or words, with a prefix."""
+    """Return the cache key of a caption: SHA-256 of a prefix and its ids or text."""
     return hashlib.sha256(f"caption {' '.join(map(str, ids))}".encode()).digest()

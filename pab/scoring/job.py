@@ -1,8 +1,8 @@
 """The procedure of all scoring commands: check the inputs, encode, write the outputs.
 
 A member is a subclass of :class:`MemberConfig` with its settings and :meth:`~MemberConfig.open`.
-:meth:`MemberConfig.score` runs the procedure. Data is checked before the model is loaded. Only
-damaged images, and captions that the model does not accept, are detected later, by encoding.
+:meth:`MemberConfig.score` runs the procedure. Data is checked before the model is loaded, except
+that damaged images, and captions that the model does not accept, are detected by encoding.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class ScoringConfig(LabelConfig):
     query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
     save_score: str | None = output_flag(None, "score file to write")
     output_file: str | None = output_flag(
-        None, "ranked list to write; answer.zip: a zip file with answer.txt"
+        None, "ranked list to write; NAME.zip writes it as answer.txt in a zip file"
     )
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
     batch_size: int = speed_flag(32, "images (or captions) per batch", ge=1)
@@ -171,8 +171,7 @@ class MemberConfig(ScoringCommand):
         """Score every image of the gallery against every caption.
 
         Raises:
-            InputError: settings, data or weights are invalid, so no output is written; or an output
-                cannot be written.
+            InputError: settings, data or weights are invalid, or an output cannot be written.
         """
         self.compute()  # rejects unsupported settings before the data is read
         job = prepare(self)
@@ -282,7 +281,7 @@ def check_same_model(origin: Origin) -> None:
     """Check that all processes have loaded the same model; machines may have different files.
 
     Raises:
-        InputError: the models differ. Every process raises it. The message names the first
+        InputError: the models differ; every process raises it. The message names the first
             difference and the hosts.
     """
     processes.check_equal(

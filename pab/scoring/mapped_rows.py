@@ -1,8 +1,8 @@
-"""Rows of a gallery in a memory-mapped file, which the processes of a node share.
+"""Rows of a gallery in a memory-mapped file that the processes of a node share.
 
-Every node has its own file, so nodes need no shared folder. A file in a shared folder would not
-help: pages that several machines map are not coherent. Each process writes a share of the rows, and
-:meth:`MappedRows.complete` sends them to the other nodes.
+Every node has its own file, because machines that map one file in a shared folder do not always see
+the same data. Each process writes a share of the rows, and :meth:`MappedRows.complete` sends them
+to the other nodes.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # Linux: drawn at each start 
 
 
 class MappedRows(NamedTuple):
-    """Rows in an unlinked file, whose disk space is freed with the tensor.
+    """Rows in an unlinked file; deleting the tensor frees the disk space.
 
     Attributes:
         rows: [G, ...] for G images, shared by all processes that map the same file.
@@ -124,7 +124,7 @@ def map_rows(path: Path, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def machine_name() -> str:
-    """Return a name that all processes of a node share, and that no other node has.
+    """Return a name of this node, which differs from the names of the other nodes of a run.
 
     Clones of a machine can have the same host name, so the boot id of Linux and torchrun's number
     of the node (``GROUP_RANK``) are parts of the name.

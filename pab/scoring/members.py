@@ -23,7 +23,7 @@ def members() -> dict[str, EntryPoint]:
     """Return the entry points of the installed members, sorted by name.
 
     Raises:
-        InputError: the installed metadata has no members, or two packages define different
+        InputError: no installed package defines a member, or two packages define different
             members with one name.
     """
     found: dict[str, EntryPoint] = {}
@@ -36,7 +36,8 @@ def members() -> dict[str, EntryPoint]:
             )  # fmt: skip
     if not found:
         raise InputError(
-            GROUP, "expected members in the installed packages, found none: an old installation",
+            GROUP, "expected members in the installed packages, found none; the installation is "
+            "outdated",
             todo="run bash scripts/setup.sh",
         )  # fmt: skip
     return found
@@ -81,8 +82,8 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
             ``feature_cache=True``.
 
     Raises:
-        InputError: the name is unknown, a setting is unknown or invalid, ``settings`` contains one
-            that an encoder does not use, or the weights are missing or do not fit.
+        InputError: the name is unknown, a setting is unknown, invalid or not used by an encoder, or
+            the model cannot be loaded.
     """
     cls = member_config(name)
     if ignored := sorted(settings.keys() & set(cls.ignored())):

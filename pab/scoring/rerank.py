@@ -1,6 +1,4 @@
-"""Re-rank with any reranker: read candidates, score their pairs, fill the score matrix.
-
-A reranker need only implement :class:`Reranker`.
+"""Re-rank with any :class:`Reranker`: select candidates, score pairs, fill the score matrix.
 
 Shape letters: `Q` queries, `G` gallery, `K` candidates per query.
 """
@@ -42,7 +40,7 @@ from pab.scoring.job import (
 
 
 class Reranker(Protocol):
-    """Model that scores a caption and an image jointly."""
+    """Model that scores pairs of a caption and an image."""
 
     @property
     def origin(self) -> Origin:
@@ -92,8 +90,7 @@ def score_candidates(
         part: part of the queries to score; None scores all.
 
     Raises:
-        InputError: data, candidates or weights are invalid, and no pair scores are written; or an
-            output cannot be written.
+        InputError: data, candidates or weights are invalid, or an output cannot be written.
     """
     job = prepare(config)
     chosen = read_candidates(candidates, job, k) if candidates else None
@@ -171,7 +168,7 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
     """Read the scores that select candidates, with the job's rows and columns.
 
     All forms of scores and lists are accepted. The lines of a ranked list without query ids must be
-    in the order of this run's own ranked list.
+    in the order of this run's ranked list.
 
     Args:
         path: score file or ranked list.
@@ -179,8 +176,8 @@ def read_candidates(path: str, job: ScoringJob, k: int) -> Tensor:
         k: candidates per query.
 
     Raises:
-        InputError: the file cannot be read or has no scores, its ids differ from the job's, or it
-            lists fewer than ``k`` images, and fewer than the gallery has, for a query.
+        InputError: the file cannot be read, its ids differ from the job's, or it lists too few
+            images for a query.
     """
     found = read_form(path)
     lists = isinstance(found, Listing)

@@ -49,7 +49,7 @@ class TrainConfig(FinetuneConfig):
         "checkpoints/uit/bert-base-uncased", "folder with BERT's vocab.txt"
     )
     query_pooling: Literal["first", "max"] = model_flag(
-        "first", "query tokens of the image in the loss: only the first (as in scoring) or the best"
+        "first", "query tokens of the image in the loss: only the first, or the best"
     )
     dropout: float = flag(0.1, "dropout of the Q-Former, as in BERT", ge=0, lt=1)
     output_dir: str = flag("output/blip2", "folder of the checkpoints and the log")
@@ -83,9 +83,9 @@ def pair_model(
     device: torch.device,
     resumed: Mapping[str, str] | None = None,
 ) -> PairModel:
-    """Build the :class:`PairModel` of BLIP-2; with ``resumed``, read no initial weights.
+    """Build the :class:`PairModel` of BLIP-2; see :func:`pab.training.pairs.train_pairs`.
 
-    ``view`` builds the random view of training images.
+    With ``resumed``, no initial weights are loaded.
     """
     sizes = MODELS[config.model]
     tokenizer = Tokenizer(
@@ -140,7 +140,10 @@ def pair_model(
 
 
 def pair_vectors(model: Blip2, pairs: PairBatch, *, pooling: Pooling) -> Tensor:
-    """Encode B pairs to K query vectors and a caption vector, [B, K + 1, E]; ``first``: K = 1."""
+    """Encode B pairs to K query vectors and a caption vector each, [B, K + 1, E].
+
+    With the pooling ``first``, K is 1.
+    """
     images = model.encode_queries(pairs.image)
     device = pairs.image.device
     ids, mask = (t.to(device, non_blocking=True) for t in (pairs.text_ids, pairs.text_mask))

@@ -79,7 +79,7 @@ class InferConfig(EncoderConfig):
         return compute.origin(self.model, source, sha256, **more)
 
     def open_port(self) -> Encoder:
-        """Load this project's model; vectors are cached only if the weights are a single file."""
+        """Load the port, or ViT-g; vectors are cached only if the weights are given as a file."""
         from pab.data.images import recipe
         from pab.data.wordpiece import Tokenizer
         from pab.encoders.blip2.encoder import Blip2Encoder

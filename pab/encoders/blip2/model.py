@@ -183,8 +183,9 @@ def start_from_scratch(model: Blip2) -> None:
     """Initialize a model in place for training without a checkpoint.
 
     The libraries' default initialization (normal, std 0.02) suits widths of 768 and more. In a
-    small network, it makes every branch nearly 0 compared with the residual. Here, weight matrices
-    are scaled by width (Glorot and Bengio, AISTATS 2010), and embeddings to a comparable magnitude.
+    small network, the outputs of attention and MLP would be too small beside the residual. Here,
+    the standard deviation of a matrix depends on its width (Glorot and Bengio, AISTATS 2010), and
+    embeddings have a comparable magnitude.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -213,12 +214,11 @@ def load_blip2(config: Blip2Config, path: str | Path, image_weights: str | Path 
 def load_weights(model: Blip2, path: str | Path, image_weights: str | Path = "") -> LoadReport:
     """Load a checkpoint into a model; a LAVIS checkpoint may lack ``temp``.
 
-    LAVIS saves only trained weights. If the image tower was frozen in training, its weights are
-    read from a second file (`clip_vit_L.pth`, with all 24 blocks of CLIP).
+    LAVIS saves only trained weights. If the checkpoint lacks the image tower, the tower is read
+    from ``image_weights`` (`clip_vit_L.pth`, with all 24 blocks of CLIP).
 
     Raises:
-        InputError: a file is missing or not a checkpoint, the folder contains another model or no
-            single weight file, or the tensors do not fit.
+        InputError: a file cannot be found or read as a checkpoint, or the tensors do not fit.
     """
     names = model.state_dict().keys()
     path = _file(path)

@@ -1,9 +1,8 @@
-"""Faster OpenCLIP transformer blocks with the same parameter names and the same output.
+"""Faster OpenCLIP transformer blocks with the same parameter names.
 
-Attention uses :func:`pab.core.devices.attention`. torch's module computes attention without a fused
-kernel (images), or copies the mask for every row of a batch (captions in bfloat16 on a CPU).
-QuickGELU works in place. If only the class token of an image is needed, the last block computes
-only that token.
+The vectors are equal up to rounding. Attention uses :func:`pab.core.devices.attention` instead of
+torch's slower module (docs/log.md). QuickGELU works in place. If only the class token of an image
+is needed, the last block computes only that token.
 
 Shape letters: `B` batch, `H` heads, `N` tokens, `M` query tokens, `D` width.
 """
@@ -60,8 +59,7 @@ class SelfAttention(nn.MultiheadAttention):
 class InPlaceQuickGELU(QuickGELU):
     """Compute ``x * sigmoid(1.702 * x)`` in place if no gradient is needed.
 
-    The input is the output of a matrix product (9 MB per image at 336 px), which no other module
-    reads.
+    No other module reads the input, the output of a matrix product (9 MB per image at 336 px).
     Float16 is computed out of place, because 1.702 times the largest values would overflow.
     """
 

@@ -1,4 +1,4 @@
-"""Check by configuration, not by name, that CLIP weights were saved from the requested model."""
+"""Check that CLIP weights were saved from the requested model."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def check_made_as(
     """Reject weights that were saved from another model.
 
     Configurations are compared, because a model folder may have been renamed. Files of earlier
-    versions record only a name. If it is OpenCLIP's name of an architecture, that architecture's
-    configuration is compared. Otherwise, it is the name of a folder, and loading the weights as the
-    model of another folder only prints a notice. Files that record no name are accepted.
+    versions record only a name. If OpenCLIP has an architecture of this name, its configuration is
+    compared. Otherwise, the name is that of a folder; loading the weights as the model of another
+    folder only prints a notice. Files that record no name are accepted.
 
     Args:
         metadata: metadata of the weight file.

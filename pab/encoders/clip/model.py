@@ -1,8 +1,8 @@
 """CLIP and all other OpenCLIP architectures, with their tokenizers and preprocessing.
 
 A model has an OpenCLIP name: an architecture (``ViT-L-14-336-quickgelu``), or ``local-dir:FOLDER``
-for a folder with OpenCLIP's configuration, tokenizer and weights. Models downloaded from the hub
-are such folders, and so is the mini model.
+for a folder with OpenCLIP's configuration, tokenizer and weights. The mini model is such a folder,
+and so are OpenCLIP's models on the Hugging Face hub.
 
 Source: Radford et al., "Learning Transferable Visual Models From Natural Language Supervision"
 (arXiv 2103.00020). The models are OpenCLIP's (MIT licence).
@@ -84,14 +84,14 @@ def load_clip(
     Args:
         name: an OpenCLIP architecture, such as ``ViT-L-14-336-quickgelu``, or
             ``local-dir:FOLDER``.
-        pretrained: a tag of OpenCLIP for this model, such as ``openai``, or a file: OpenAI's
-            archive, a plain state dict, or an OpenCLIP checkpoint. None selects ``openai``, or the
-            weights in the folder.
+        pretrained: a tag of OpenCLIP for this model, such as ``openai``, or a weight file (see
+            :mod:`pab.encoders.clip.weights`). None selects ``openai``, or the weights in the
+            folder.
         preprocess_as: see :func:`pab.encoders.clip.weights.read_weights`.
 
     Raises:
-        InputError: unknown name or tag, unknown or invalid preprocessing, weights or a tokenizer
-            that cannot be loaded, or weights that do not fit.
+        InputError: the name, the tag or the preprocessing is unknown or invalid, or the weights or
+            the tokenizer cannot be loaded.
     """
     weights = read_weights(name, pretrained, architecture(name), preprocess_as)
     model = build(name)
@@ -107,8 +107,8 @@ def new_clip(name: str, preprocess: dict[str, Any] | None = None) -> ClipModel:
         preprocess: preprocessing settings that override those of the name.
 
     Raises:
-        InputError: unknown name, invalid preprocessing settings, or a network or a tokenizer that
-            cannot be created.
+        InputError: the name is unknown, the preprocessing settings are invalid, or the network or
+            the tokenizer cannot be created.
     """
     architecture(name)
     settings = folder_preprocessing(name) if preprocess is None else preprocess
@@ -165,7 +165,7 @@ class Tokenize:
         name: OpenCLIP's name of the model.
 
     Raises:
-        InputError: the vocabulary is damaged, or on a hub that cannot be reached.
+        InputError: the tokenizer cannot be loaded.
     """
 
     def __init__(self, name: str) -> None:
@@ -209,7 +209,7 @@ def encode_text(model: nn.Module, ids: Tensor) -> Tensor:
     """Encode ids [B, N] to vectors [B, D], not normalized.
 
     A tower as in CLIP (:func:`reads_forward`) skips columns that are all padding. Pass ids on the
-    CPU: the host reads their lengths, and would have to wait for a GPU.
+    CPU, because the host reads their lengths.
     """
     device = next(model.parameters()).device
     if not reads_forward(model):

@@ -84,7 +84,7 @@ def label(name: str) -> str:
 
 @contextmanager
 def only_errors_logged() -> Iterator[None]:
-    """Log only errors of OpenCLIP and the hub client in the block; exceptions are still raised."""
+    """Suppress warnings of OpenCLIP and the hub client in the block."""
     loggers = [logging.getLogger(name) for name in (None, "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -21,7 +21,7 @@ def resized_positions(
     """Resize position embeddings to the model's grid and text length, with a notice.
 
     OpenCLIP's functions interpolate in float32 (bicubic with antialiasing for images, linear for
-    text). A non-square image grid is not resized; strict loading then raises.
+    text). Positions of a non-square grid are not resized; strict loading then raises an error.
 
     Args:
         model: model that will load the weights.

@@ -1,9 +1,9 @@
 """Read the weights of OpenCLIP models, by tag or from a file.
 
 A file is OpenAI's TorchScript archive, an OpenCLIP checkpoint or a plain state dict. Checkpoints of
-this project record their preprocessing, and a model folder contains its own. OpenAI's archives use
-the architecture's default. For other files, the preprocessing of the architecture's tags is used if
-all tags agree.
+this project and the configurations of model folders contain the preprocessing. OpenAI's archives
+use the architecture's default. For other files, the preprocessing of the architecture's tags is
+used if all tags agree.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def read_weights(
             file or the architecture's tags determine it.
 
     Raises:
-        InputError: unknown tag, a file that is missing or cannot be read, weights for another
-            activation or model, a failed download, or unknown preprocessing.
+        InputError: the weights cannot be found or read, they are of another model or activation, or
+            their preprocessing is unknown.
     """
     if name.startswith(FOLDER):
         path, tag = folder_weights(name, pretrained), None
@@ -91,7 +91,8 @@ def tagged_or_file(
     """Return the weight file, and the settings of the tag if ``pretrained`` is a tag.
 
     Raises:
-        InputError: unknown tag or file, a tag with another activation, or a failed download.
+        InputError: there is no such tag or file, the tag has another activation, or the download
+            fails.
     """
     if not open_clip.is_pretrained_cfg(name, pretrained) and Path(pretrained).is_file():
         return Path(pretrained), None

@@ -1,7 +1,7 @@
 """Embedders of sentence-transformers as encoders: one vector per caption and image.
 
-`late` contains those with several vectors. The library's processor resizes the images, so batches
-hold decoded images of any size.
+Embedders with several vectors are in `late`. The library's processor resizes the images, so batches
+contain decoded images of any size.
 
 Shape letters: `G` images, `Q` captions, `D` width of a vector, `B` batch.
 """
@@ -106,7 +106,7 @@ class Embedder(ABC):
         images: list[Loadable],
         error: Exception,
     ) -> InputError:
-        """Build the error for rejected images; it names the first, unlike the processor's own."""
+        """Build the error for rejected images; it names the first rejected image."""
         for item, position in zip(inputs, positions, strict=True):
             try:
                 self.model.preprocess([item])
@@ -141,7 +141,7 @@ class Embedder(ABC):
 
 @dataclass(frozen=True)
 class DenseEncoder(Embedder):
-    """Model with one vector per caption and image.
+    """Encoder that runs a model with one vector per caption and image.
 
     Attributes:
         dims: leading dimensions to keep; None keeps all that the model returns.
@@ -192,7 +192,7 @@ class DenseEncoder(Embedder):
             found = self.model.encode_query(batch, prompt=self.prompt, **self._how)
             return self._finished(found)
 
-        # A caption's characters serve as its ids; the cache key also covers tokenizer and prompt.
+        # A caption's characters serve as its ids; the cache depends on the model and the prompt.
         return self.compute.captions(encode, [[*text] for text in texts], max(map(len, texts)))
 
     @property

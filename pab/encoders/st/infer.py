@@ -35,7 +35,7 @@ class InferConfig(MemberConfig):
     )
     kind: Literal["auto", "dense", "late"] = flag(
         "auto", "dense: one vector per caption and image; late: one per token (late interaction); "
-        "auto: as the model's files say"
+        "auto: according to the model's files"
     )  # fmt: skip
     prompt: str | None = flag(None, "instruction for captions (default: the model's own)")
     image_prompt: str | None = flag(None, "instruction for images (default: the model's own)")
@@ -110,7 +110,8 @@ class InferConfig(MemberConfig):
         if found == "bare":  # the library would average all tokens, or draw a projection at random
             if self.kind != "dense":
                 raise InputError(
-                    folder, "the files do not say how the model makes vectors: no modules.json",
+                    folder, "the files do not specify how the model makes vectors: modules.json is "
+                    "missing",
                     todo="use a folder in the format of sentence-transformers, or --kind dense for "
                     "its default, the mean over all tokens",
                 )  # fmt: skip

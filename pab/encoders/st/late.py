@@ -27,7 +27,7 @@ from pab.scoring.mapped_rows import errors_of, mapped_rows
 
 
 class _Spool:
-    """Rows of any width in an unnamed temporary file, until the width of the longest is known.
+    """Temporary file for rows of any width, used until the largest width is known.
 
     Args:
         folder: folder of the file; None uses the system's.
@@ -76,7 +76,7 @@ class _Spool:
 
 @dataclass(frozen=True)
 class LateEncoder(Embedder):
-    """Model with one vector per token.
+    """Encoder that runs a model with one vector per token.
 
     Attributes:
         width: width D of a vector.
@@ -101,8 +101,8 @@ class LateEncoder(Embedder):
 
         Returns:
             [G, N * D] in :attr:`stored`, memory-mapped from a file that is already unlinked; the
-            processes of a machine share it. Images that the reader reports as unreadable have
-            rows of zeros.
+            processes of a machine share it. The rows of images that the reader collects as
+            unreadable are zero.
         """
         loadable, reader = as_images(images, None), reader or ImageReader()
 

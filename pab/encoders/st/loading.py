@@ -104,8 +104,8 @@ def check_reads_images(model: Any, where: str | Path) -> None:
     """
     if not model.supports("image"):
         raise InputError(
-            where, f"cannot encode images, only {', '.join(model.modalities)}: a text model, or "
-            "its image processor is missing",
+            where, f"cannot encode images, only {', '.join(model.modalities)}; it is a text model, "
+            "or its image processor is missing",
             todo="use a vision-language model, with its preprocessor_config.json or "
             "processor_config.json",
         )  # fmt: skip

@@ -202,7 +202,7 @@ def with_modules(kind: str, dims: int, written: Path) -> Any:
 def late_interaction(transformer: Any, width: int, dims: int) -> Any:
     """Build a late-interaction model.
 
-    It returns unit vectors [N, dims] of the N tokens of a caption, or of the N image tokens.
+    The model returns unit vectors [N, dims] of the N tokens of a caption, or of the N image tokens.
     """
     library, modules = sentence_transformers(), sentence_transformers("base.modules")
     projection = modules.Dense(

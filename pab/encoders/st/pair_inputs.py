@@ -54,7 +54,7 @@ class RerankerSettings:
     """Settings of a model folder for use as a reranker.
 
     Attributes:
-        folder: folder of the model itself.
+        folder: folder of the transformer: the model folder, or one of its subfolders.
         processing: keyword arguments of the processor, by kind: ``chat_template``, ``text``,
             ``image``, ``common``.
         yes: token id of the positive answer; None if the folder does not name it.
@@ -216,7 +216,7 @@ def keeps_pair_roles(processor: Any, settings: Mapping[str, Any]) -> bool:
 def head_in_fp32(model: Any) -> None:
     """Compute a model's logits in float32 from its hidden states, whatever the weights' dtype.
 
-    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query would tie. Autocast would
+    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query could tie. Autocast would
     undo this; a model whose weights have the chosen dtype does not need autocast.
 
     Args:
@@ -276,9 +276,8 @@ class PairModel:
             device: device of the model.
 
         Raises:
-            InputError: a file is missing or damaged, or the model is of another kind. The chat
-                template renders no image. An answer is invalid (:func:`answer_tokens`). ``dtype``
-                is not float32 and the output layer is not linear. :meth:`check` fails.
+            InputError: the model, its processor or its chat template is not supported or cannot be
+                loaded, or an answer or the instruction is invalid.
         """
         settings = read_settings(folder)
         check_image_text_model(settings.folder)
@@ -324,7 +323,7 @@ class PairModel:
         Args:
             captions: B captions.
             images: B RGB images, of any size that the image processor accepts. Their EXIF
-                orientation is not applied, as in all members.
+                orientation is not applied.
 
         Returns:
             The processor's tensors; ``input_ids`` and ``attention_mask`` are int64 [B, L] with
@@ -353,8 +352,6 @@ class PairModel:
 
     def scores(self, inputs: Mapping[str, Tensor]) -> Tensor:
         """Score B pairs: logit(yes) - logit(no) at the last position, float32 [B].
-
-        If gradients are enabled, they flow to the model's parameters.
 
         Args:
             inputs: tensors of :meth:`inputs`, on any device.

@@ -66,7 +66,7 @@ class _Length:
 def check_images(
     model: PairModel, images: Sequence[GalleryImage], used: Sequence[int], num_workers: int
 ) -> dict[int, ImageFacts]:
-    """Decode each used image once, before the first pair is scored; processes share the images.
+    """Decode and hash the used images before the first pair is scored; processes share the work.
 
     Args:
         model: model whose processor must accept the images.
@@ -78,8 +78,8 @@ def check_images(
         Position -> facts, in every process.
 
     Raises:
-        InputError: images cannot be decoded, or the processor rejects them. The message names those
-            of all processes, and the error is raised in every process.
+        InputError: images cannot be decoded, or the processor rejects them. The error covers all
+            processes, and is raised in every process.
     """
     mine = [used[number] for number in processes.share_of(len(used))]
     reader = replace(ImageReader(), unreadable={})

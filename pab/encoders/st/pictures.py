@@ -1,8 +1,8 @@
 """Decode gallery images ahead of a model whose own processor resizes them.
 
 Some processors read images with transformers' `load_image`, which rotates an image by its EXIF
-orientation. The images here carry no EXIF data: benchmark images keep the published rule (EXIF not
-applied), and photo search rotates only once.
+orientation. The images here have no EXIF data, so that benchmark images are not rotated (as
+published), and photo search rotates only once.
 """
 
 from __future__ import annotations
@@ -29,19 +29,15 @@ class PictureLoader(BatchLoader[list[Image.Image]]):
     """Load decoded RGB images of any size in batches, ahead of the model.
 
     Iteration yields :class:`~pab.data.image_loader.ImageBatch` with a list of PIL images as
-    ``pixels``, their ``positions`` in ``images`` and their cache ``keys``. Images whose key is in
-    ``known`` are hashed but not decoded: they are in the batch's ``known``. Unreadable files are in
-    its ``errors`` if the reader collects them; otherwise the first raises its error. A batch may
-    therefore hold fewer images than ``batch_size``, or none;
-    :func:`pab.scoring.batches.refilled` merges such batches.
+    ``pixels``. The list excludes unreadable images and those whose key is in ``known``, so it may
+    be shorter than ``batch_size``. :func:`pab.scoring.batches.refilled` merges such batches.
 
     Args:
         images: files or RGB images.
         batch_size: images per batch; the last batch may be smaller.
         num_workers: number of worker processes; 0 decodes in the main process.
         reader: reader of the files; None uses the benchmark reader.
-        known: cache keys of files that need no decoding; None hashes no file, and ``keys`` is
-            empty.
+        known: cache keys of files that need no decoding; None hashes no file.
 
     Raises:
         InputError: during iteration: a file cannot be decoded, and the reader does not collect

@@ -78,8 +78,7 @@ def read_mined(path: str | Path, root: str | Path) -> list[Question]:
 
     Raises:
         InputError: the file is missing, contains no question, or has invalid lines (all are
-            counted). Such a line is not a JSON object, lacks a caption, an image or wrong images,
-            has a path outside the root, or lists its right image as wrong.
+            counted).
     """
     path = existing_file(path, "a file of mined training questions")
     found = list(read_records(path, partial(_mined, root=Path(root))))
@@ -195,12 +194,12 @@ class QuestionSamples(Dataset[Any]):
                 return error
 
     def wrong(self, question: Question, epoch: int) -> list[str]:
-        """Draw the wrong images of a question, all different, hard ones first.
+        """Draw the wrong images of a question, hard ones first.
 
-        Images with the question's caption are not wrong.
+        Random images with the question's caption are not used.
 
         Raises:
-            InputError: the random images include too few different ones with other captions.
+            InputError: the random images include too few wrong ones.
         """
         draws, found = self.draws, list[str]()
         if epoch >= draws.hard_from:

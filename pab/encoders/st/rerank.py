@@ -71,8 +71,8 @@ class RerankConfig(ScoringCommand):
         """See :class:`pab.scoring.job.ScoringConfig`.
 
         Raises:
-            InputError: there are no candidates or two prompts, the part or a separator is invalid,
-                or ``--backend`` needs sentence-transformers, which is not installed.
+            InputError: a value is missing or invalid, or ``--backend`` needs sentence-transformers,
+                which is not installed.
         """
         super().check()
         if self.candidates is None:
@@ -140,9 +140,7 @@ class RerankConfig(ScoringCommand):
         """Load the model.
 
         Raises:
-            InputError: the prompt file is invalid, the device does not support the settings, or the
-                feature cache cannot be created. The model does not exist, or cannot be loaded (see
-                :meth:`PairModel.open`).
+            InputError: a setting is invalid, or the model or the feature cache cannot be opened.
         """
         from pab.encoders.st.folders import folder_hash, model_folder
         from pab.encoders.st.pair_inputs import PairModel, read_settings

@@ -2,7 +2,8 @@
 
 By default, the scores of each batch are cached by the content of their pairs, so an interruption
 loses at most one batch per process. Batches are formed from all pairs before cached ones are left
-out. A resumed run therefore has the same batches and bit-identical scores.
+out. A run that is resumed with the same settings therefore has the same batches and bit-identical
+scores.
 
 Shape letters: `Q` queries, `G` gallery images, `K` candidates per query, `B` pairs of a batch.
 """
@@ -137,7 +138,7 @@ class VlmReranker(Reranker):
 
         Raises:
             InputError: an image cannot be decoded or processed, a caption contains a control token,
-                or the device's memory or the shared memory is too small.
+                or the shared memory is too small.
         """
         refuse_control_tokens(self.model.processor.tokenizer, captions, "captions")
         columns = candidates.numpy()

@@ -189,12 +189,12 @@ def mean_maxsim(text: Tensor, text_mask: Tensor, image: Tensor, image_mask: Tens
 def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from data to the folder of the tuned model.
 
-    With several processes, the negatives of a caption come from its own process's batch.
+    With several processes, the negatives of a caption come from the batch of its process.
 
     Raises:
-        InputError: before the first step: bad settings, data, model or checkpoint. During training:
-            a training image that cannot be read or processed, or too many consecutive steps
-            skipped because the loss or a gradient was not finite.
+        InputError: settings, data, model or checkpoint are invalid, an image cannot be read or
+            processed, a file cannot be written, or too many consecutive steps are skipped because
+            the loss or a gradient is not finite.
     """
     # ---- Data and model
     folder, target = model_folder(config.model), config.tuned_folder()

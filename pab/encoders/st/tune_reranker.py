@@ -170,7 +170,7 @@ def losses(scores: Tensor, kind: Literal["pointwise", "pairwise", "both"]) -> di
     Right and wrong images have equal weight in the pointwise loss, whatever C is.
 
     Returns:
-        The chosen ``loss``, both losses, and ``right``: share of wrong images with lower scores.
+        The chosen ``loss``, both losses, and ``right``: share of wrong images below the right one.
     """
     right, wrong = scores[:, :1], scores[:, 1:]
     pointwise = (F.softplus(-right).mean() + F.softplus(wrong).mean()) / 2
@@ -184,9 +184,9 @@ def train(config: TrainConfig, command: str) -> None:
     """Run the recipe from data to the folder of the tuned model.
 
     Raises:
-        InputError: before the first step: bad settings, data, model or checkpoint. During training:
-            a training image that cannot be read or processed, or too many consecutive steps
-            skipped because the loss or a gradient was not finite.
+        InputError: settings, data, model or checkpoint are invalid, an image cannot be read or
+            processed, a file cannot be written, or too many consecutive steps are skipped because
+            the loss or a gradient is not finite.
     """
     # ---- Data and model
     folder, target = model_folder(config.model), config.tuned_folder()
@@ -314,7 +314,7 @@ def check_images(questions: Sequence[Question], root: Path, where: str) -> None:
 
 
 def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairModel:
-    """Load the reranker; as the settings say, freeze its vision tower and add low-rank updates.
+    """Load the reranker; if requested, freeze its vision tower and add low-rank updates.
 
     Raises:
         InputError: the folder holds adapters, :meth:`PairModel.open` fails, or ``--freeze`` finds
@@ -404,7 +404,7 @@ def validation_candidates(retrieval: Retrieval, count: int, seed: int) -> Tensor
         seed: seed of the random images.
 
     Returns:
-        int64 [Q, K], positions in the gallery: a right image, the twin if any, random wrong images.
+        int64 [Q, K], positions in the gallery: the right image, the twin if any, random others.
     """
     assert retrieval.gallery is not None
     assert retrieval.relevant is not None
@@ -426,7 +426,7 @@ def validation_metrics(
 ) -> dict[str, float]:
     """Compute metrics over each validation caption's candidates, in percent.
 
-    ``over twin`` is the share of captions whose right image scores above its twin.
+    ``over twin`` is the share of captions with a twin whose right image scores above it.
     """
     retrieval = validation_retrieval(setup.data)
     assert retrieval.gallery is not None

@@ -174,7 +174,7 @@ def test_every_form_is_explained(name: str, capsys: pytest.CaptureFixture[str]) 
     if name in LISTED:
         assert f"listed    {LISTED[name]} images per query" in out
     elif name in WITHOUT_IDS or name == "list_bom.txt":
-        assert "none for its rows" in out
+        assert "none for the rows" in out
         assert f"python -m pab.scores import {DATA / name} --queries FILE" in out
     else:
         assert "q0 ... q5" in out

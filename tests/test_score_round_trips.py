@@ -301,7 +301,7 @@ def test_runs_alone_have_the_images_that_they_name(
     (tmp_path / "b.json").write_text('{"q": {"z": 3, "y": 1}}')
     fuse(member_words(tmp_path, tmp_path / "a.json", tmp_path / "b.json"))
     assert load_scores(tmp_path / "o.pt").gallery_ids == ["x", "y", "z"]
-    assert "its gallery is assumed to be the images that it names (3)" in capsys.readouterr().err
+    assert "the gallery is assumed to be the listed images (3)" in capsys.readouterr().err
     main(["import", str(tmp_path / "a.json"), "--out", str(tmp_path / "a.pt")])
     whole = (tmp_path / "o.txt").read_text()
     fuse(member_words(tmp_path, tmp_path / "a.pt", tmp_path / "b.json"))

@@ -3,7 +3,7 @@
 Three kinds of JSON object exist:
 
 ======================  ==========================================================================
-training pair           ``image``, ``caption`` (a text), ``image_id``; optional fields below
+training pair           ``image``, ``caption`` (one text), ``image_id``; optional fields below
 labelled test image     the same fields; ``caption`` is a list of texts, or one text
 name-masked query       ``query_index``, ``caption``
 ======================  ==========================================================================
@@ -11,10 +11,10 @@ name-masked query       ``query_index``, ``caption``
 The optional fields are ``hard_i``, ``hard_c`` and ``hard_i_id`` (image, caption and id of the twin:
 the pair from the same source video with the other kind of action), ``source_id`` (``x_y``: x is the
 source video), ``source_caption``, ``normal`` or ``anomaly`` (the action) and ``scene``. An optional
-field that is empty, null or of another type counts as absent. Unknown fields are ignored. A notice
-reports both, with counts. Ids may be integers. A file contains JSON lines, a JSON array, or queries
-as one object ``{id: caption}``; see :mod:`pab.data.json_lines`. :mod:`pab.data.tables` reads tables
-and folders of captioned images.
+field without a usable text counts as absent, and unknown fields are ignored. A notice reports both,
+with counts. Ids may be integers. Queries may also be one object ``{id: caption}``. For the forms of
+JSON, see :mod:`pab.data.json_lines`; for tables and folders of captioned images, see
+:mod:`pab.data.tables`.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ def read_retrieval(
     """Read any annotation as a retrieval task.
 
     The fields determine the kind. A file with ``query_index`` contains name-masked queries. A file
-    with ``image`` and ``image_id`` is labelled (``pair.json``, ``attr.json``, ``ucc.json`` or a
+    with ``image`` or ``image_id`` is labelled (``pair.json``, ``attr.json``, ``ucc.json`` or a
     training shard), as is a table or a folder of captioned images. In a labelled set, gallery ids
-    are ``image_id``, and query ids are ``IMAGE_ID#n`` for the n-th caption from 0. The right image
-    of a caption is its own image. Image files may be missing, so that a score file can be evaluated
+    are ``image_id``, and query ids are ``IMAGE_ID#n`` for the n-th caption from 0. By default, only
+    the captioned image is right. Image files may be missing, so that a score file can be evaluated
     without them.
 
     Args:
@@ -57,14 +57,14 @@ def read_retrieval(
             image found is used for all images. A table's image paths are relative to the table's
             folder or to ``image_folder``. Ignored for name-masked queries.
         answers: answer key of a name-masked file, ``{QUERY_ID: {"gallery": NAME, "normal":
-            ACTION}}``, with ``anomaly`` instead of ``normal`` for anomalies.
+            ACTION}}``, with ``anomaly`` instead of ``normal`` for anomalies. Actions are optional.
         same_caption_counts: if true, every image with exactly the same caption counts as right.
         columns: column names of a table; the defaults are OpenCLIP's.
 
     Raises:
-        InputError: a file is missing or unreadable, lines are bad (all counted, the first twenty
-            named), there are no queries, an image path leaves the data root, an answer is for an
-            unknown query, or a query has no answer.
+        InputError: a file or folder is missing, unreadable or empty, lines are bad (all counted,
+            the first twenty named), image paths are ambiguous, or the answer key does not fit the
+            annotation.
     """
     path = Path(annotation)
     own = is_own_data(path)
@@ -98,14 +98,15 @@ def retrieval_of_pairs(
         same_caption_counts: see :func:`read_retrieval`.
 
     Raises:
-        InputError: no pairs, a duplicate ``image_id``, or an image path outside the root.
+        InputError: there are no pairs, an ``image_id`` is repeated, the root does not exist, or
+            image paths are ambiguous.
     """
     images = labelled_images_of(pairs)
     if not images:
         raise InputError(root, "expected training pairs to search in, found none")
     for image_id, count in Counter(image.image_id for image in images).items():
         if count > 1:
-            problem = f"expected every image_id once, found {image_id!r} in two pairs"
+            problem = f"expected every image_id once, found {image_id!r} in {count} pairs"
             raise InputError(root, problem, item=f"image_id {image_id!r}")
     return _labelled(images, Path(root), root, same_caption_counts)
 

@@ -1,9 +1,9 @@
 """Check that a caption has visible text for every text encoder.
 
-BERT's normalizer removes control and format characters, private-use characters and combining
-marks. SentencePiece's normalizer removes most of these. OpenCLIP's cleaning decodes HTML entities
-and repairs broken encodings. A caption that any of the three reduces to nothing is rejected for all
-models, so all models score the same captions.
+The normalizers of BERT and SentencePiece remove control characters, format characters and most
+combining marks. OpenCLIP's cleaning decodes HTML entities and repairs broken encodings. A caption
+of which nothing visible may remain is rejected for all models, so all models score the same
+captions.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Check the fields of a JSON object.
 
-Errors name file, line and field, and the expected and found values. The argument ``fault`` builds
-the error for the line, an :class:`InputError`.
+Errors name the field, and the expected and found values. The argument ``fault`` builds an
+:class:`InputError` that names file and line.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _NAMED = 20  # maximum number of fields named in a notice
 
 
 class FieldNotes:
-    """Count ignored and assumed fields for a notice.
+    """Count ignored fields, and assumptions about other fields, for notices.
 
     Attributes:
         unknown: unknown field -> number of lines.
@@ -38,7 +38,7 @@ class FieldNotes:
         self.unknown.update(name for name in fields if name not in known)
 
     def texts(self) -> list[str]:
-        """Describe each kind of assumption in one clause."""
+        """Describe the counts in one clause per kind."""
         found = []
         if self.unknown:
             found.append(f"unknown fields are ignored: {_listed(self.unknown)}")
@@ -143,7 +143,8 @@ def caption_text(value: object, name: str, fault: Fault) -> str:
     """Return a caption that has visible text for every text encoder; ``name`` is its field.
 
     Raises:
-        InputError: the value is not a string, or has no visible text for one of the encoders.
+        InputError: the value is not a string, is not valid Unicode, or has no visible text for one
+            of the encoders.
     """
     if not is_text(value):
         raise bad_text(value, name, "a non-empty string", fault)
@@ -154,7 +155,7 @@ def caption_text(value: object, name: str, fault: Fault) -> str:
 
 
 def one_caption(fields: dict[str, Any], fault: Fault) -> str:
-    """Read the field ``caption`` of a line with one caption: a string, or a list of one."""
+    """Read the field ``caption`` of a line with one caption: a string, or a list of one string."""
     value = fields.get("caption")
     if type(value) is list:
         if len(value) != 1:

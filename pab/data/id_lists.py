@@ -86,11 +86,12 @@ def read_gallery_ids(path: str | Path) -> list[str]:
     """Read gallery ids in column order, from a list or a folder of images.
 
     A list has one id per line, or is a JSON array. Images of a folder are sorted by their full file
-    names, as in ``sorted(os.listdir(folder))``, where ``a-1.jpg`` comes before ``a.jpg``. Image
-    extensions are then removed.
+    names, as in ``sorted(os.listdir(folder))``, where ``a-1.jpg`` comes before ``a.jpg``. The ids
+    have no image extensions.
 
     Raises:
-        InputError: the path is neither, an id is repeated, or two names differ only in extension.
+        InputError: the path is neither, or is unreadable. An id is repeated, or two names differ
+            only in extension.
     """
     if Path(path).is_dir():
         from pab.data.images import list_gallery  # imports Pillow, which score files do not need

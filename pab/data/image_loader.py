@@ -75,7 +75,7 @@ class _Images:
 
 
 class ImageBatch(NamedTuple, Generic[P]):
-    """Batch of B images to encode, and the outcome for its images that need no encoding.
+    """Batch of images: B images to encode, and the images with a known vector or an error.
 
     Attributes:
         pixels: [B, 3, H, W]: uint8, for the loader's ``normalization``, or floating-point numbers
@@ -197,7 +197,7 @@ class ImageLoader(BatchLoader[Tensor]):
     The attribute ``normalization`` is the second part of the transform, for the device, or None.
 
     Args:
-        transform: a recipe, or any function from an RGB image to a float32 [3, H, W]. The
+        transform: a recipe, or any function from an RGB image to float32 [3, H, W]. The
             normalization of a known transform (:func:`in_two_parts`) is left to the device.
 
     Raises:

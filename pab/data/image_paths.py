@@ -14,7 +14,7 @@ extension             another image extension with the same stem (``0.webp`` for
 links                 files and folders may be symbolic links
 ====================  ==========================================================================
 
-A file at the exact path takes precedence. If it does not exist, exactly one variant must exist.
+A file at the exact path takes precedence. If it does not exist, several variants are an error.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ from pab.core.notices import notice
 from pab.core.progress import progress
 from pab.data.json_lines import shortened
 
-# Benchmark commands read these; photo search, layout checks and name matching use PHOTO_ENDINGS.
+# Extensions that the benchmark commands read.
 IMAGE_ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp"))
+# Extensions that photo search reads; name matching ignores all of them.
 PHOTO_ENDINGS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".mpo", ".png", ".apng", ".webp"),
@@ -181,7 +182,7 @@ class _Place(NamedTuple):
 
 
 class ImageFinder:
-    """Find image files under a data root, in any layout listed above.
+    """Find image files under a data root, in any layout that the module docstring lists.
 
     A folder is listed when an image is first missing at its exact path. The result is cached, so
     that later look-ups in this folder do not read the disk. Pickling keeps the cache.
@@ -270,7 +271,7 @@ class ImageFinder:
         """Print a notice if the path of a file differs from the written path."""
         if name != found_name:
             written, read = name[len(_stem(name)) :], found_name[len(_stem(found_name)) :]
-            end = f"that end in {written}" if written else "without an extension"
+            end = f"that end in {written}" if written else "without an image extension"
             notice(self.root, f"image paths {end} are read from {read} files with the same stem")
         if folder != found_folder and "Part " in found_folder:
             place = re.sub(r"Part \d+", "Part K", found_folder)
@@ -281,12 +282,12 @@ class ImageFinder:
 
 
 def is_image_name(name: str) -> bool:
-    """Return true if a file name has an image extension and is not hidden."""
+    """Return true if a file name is not hidden and has an image extension."""
     return name[0] != "." and posixpath.splitext(name)[1].lower() in IMAGE_ENDINGS
 
 
 def is_photo_name(name: str) -> bool:
-    """Return true if a file name has an extension that photo search reads and is not hidden."""
+    """Return true if a file name is not hidden and has an extension that photo search reads."""
     return name[0] != "." and Path(name).suffix.lower() in PHOTO_ENDINGS
 
 

@@ -3,7 +3,7 @@
 Benchmark images are opened with Pillow and converted to RGB (16-bit values to 8-bit), without
 further changes. EXIF orientation is not applied: the published pipelines do not apply it, and
 scores would differ. Photo search decodes files differently (:mod:`pab.data.photos`), through an
-:class:`ImageReader`. torch and torchvision are imported only where tensors are made.
+:class:`ImageReader`. torch and torchvision are imported only in the functions that need them.
 
 Loading in batches is in :mod:`pab.data.image_loader`.
 """
@@ -118,7 +118,7 @@ def recipe(name: str, size: int) -> ImageRecipe:
     beit3     squash                      mean = std = 0.5
     clip      short side + centre crop    CLIP's mean and std
     blip2     squash                      CLIP's mean and std
-    uit       squash                      UIT's own mean and std
+    uit       squash                      UIT's mean and std
     ========= =========================== =====================
 
     Raises:
@@ -135,8 +135,9 @@ def recipe(name: str, size: int) -> ImageRecipe:
 def in_two_parts(transform: ImageRecipe | ImageTransform) -> TwoParts:
     """Split a known transform into two parts: RGB image to pixels, and normalization.
 
-    Known transforms are recipes, transforms in two parts, and a torchvision ``Compose`` that ends
-    with ``ToTensor`` and ``Normalize`` (as OpenCLIP's). Any other transform becomes the first part.
+    Known transforms are recipes, :class:`~pab.data.pixels.TwoParts`, and a torchvision ``Compose``
+    that ends with ``ToTensor`` and ``Normalize``, such as OpenCLIP's. Any other transform becomes
+    the first part, without a normalization.
     """
     from torchvision.transforms import Compose, Normalize, ToTensor
 
@@ -332,8 +333,8 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
         num_workers: number of decoding threads per process; 0 means 1.
 
     Raises:
-        InputError: images are missing or damaged; the message names up to twenty and counts all. It
-            is raised in every process.
+        InputError: images are missing or damaged; the message counts all and names up to twenty.
+            The error is raised in every process.
     """
     from pab.core import processes  # imports torch
 
@@ -352,7 +353,7 @@ def refuse_unreadable(problems: Mapping[Path, str], paths: Sequence[Path]) -> No
         paths: all images, the same in all processes.
 
     Raises:
-        InputError: an image of any process is unreadable. It is raised in every process.
+        InputError: an image of any process is unreadable. The error is raised in every process.
     """
     from pab.core import processes  # imports torch
 

@@ -1,9 +1,10 @@
 """Iterate over the JSON objects of a file, with the line and byte offset of each.
 
 A file contains JSON lines, one JSON array, or consecutive objects that span lines. A byte-order
-mark is skipped, and Windows line ends are white space. UTF-16 and UTF-32 need a byte-order mark.
-In all functions, ``path`` is the file, and ``item`` is the place to name in an error, such as
-``"line 17"``. The readers and parsers raise :class:`InputError`.
+mark is skipped, and Windows line ends are white space. UTF-16 and UTF-32 need a byte-order mark;
+offsets then refer to the same text in UTF-8. In all functions, ``path`` is the file, and ``item``
+is the place to name in an error, such as ``"line 17"``. The readers and parsers raise
+:class:`InputError`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Settings shared by all commands that read an annotation: table format and relevance rule."""
+"""Settings for reading annotations: table format and relevance rule."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def needed_workers(workers: int, batches: int) -> int:
 class Loader(DataLoader[Any]):
     """PyTorch's DataLoader without the warning about more worker processes than cores.
 
-    Results do not depend on the number of workers. More workers than cores help if reading waits
-    for a disk or network.
+    Results do not depend on the number of workers. More workers than cores can help if reading
+    waits for a disk or network.
     """
 
     def __iter__(self) -> Any:

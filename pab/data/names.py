@@ -1,8 +1,4 @@
-"""Match spellings of image names: with or without extension, in any Unicode form.
-
-A notice reports names that match only in another Unicode form. :func:`respelt` never gives two
-names of a file the same spelling.
-"""
+"""Match spellings of image names: with or without extension, composed (NFC) or decomposed (NFD)."""
 
 from __future__ import annotations
 
@@ -67,13 +63,13 @@ def respelt(
 
     A known name is unchanged. Any other name is mapped to the only known name that is equal in
     Unicode form NFC and, with ``endings``, without the image extension. A name with no match or
-    several matches is unchanged; the caller reports it when it compares the names.
+    several matches is unchanged. A notice reports names that match only in another Unicode form.
 
     Args:
         names: names in one file.
         known: names to match.
         where: the file, for the notice and the error.
-        known_name: source of the known names, for the notice.
+        known_name: source of the known names, for the notice and the error.
         endings: ignore image extensions; set it to false for query ids.
 
     Raises:

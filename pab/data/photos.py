@@ -101,9 +101,8 @@ class PhotoFolder:
 def list_photos(folder: str | Path, *, recursive: bool = False) -> PhotoFolder:
     """List the photographs of a folder.
 
-    Photographs are recognized by extension (:data:`PHOTO_ENDINGS`, in any case). Hidden files
-    and folders are skipped. Symbolic links are followed. A folder that several links point to is
-    listed once, so that cycles end.
+    Photographs are recognized by extension (:data:`PHOTO_ENDINGS`, in upper or lower case). Hidden
+    files and folders are skipped. Symbolic links are followed, but no folder is listed twice.
 
     Args:
         folder: the folder.

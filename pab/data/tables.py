@@ -90,8 +90,7 @@ def captioned_images(
         bad: collects the invalid rows, and the images without a usable text file.
 
     Raises:
-        InputError: the table is unreadable, or its header is missing, is not UTF-8, or lacks or
-            repeats a column.
+        InputError: the table is unreadable, or its header is missing or invalid.
     """
     counts: Counter[str] = Counter()
     image_of: dict[str, str] = {}  # image_id -> image

@@ -31,10 +31,10 @@ _CHUNK = 1 << 20  # bytes copied at a time
 def write_index(index: Path, shards: list[Shard], root: Path, columns: TableColumns) -> None:
     """Check every line of the shards and write the index folder atomically.
 
-    The index also stores the bad lines, so that runs that skip them do not check the lines again.
+    The index also stores the bad lines, so that later runs need not check the lines again.
 
     Raises:
-        InputError: a shard is unreadable or empty, or the index cannot be written.
+        InputError: a shard cannot be read or is empty, or the index cannot be written.
     """
     try:
         index.parent.mkdir(parents=True, exist_ok=True)

@@ -70,8 +70,8 @@ class TrainingSet(Sequence[TrainPair]):
         The first call checks every line (`benchmarks/training_set_memory.py` times it). The
         index remains valid while paths, sizes and modification times of the shards are unchanged.
         If there are tables or folders of captioned images, the data root, ``columns`` and the base
-        folder of a table's relative paths must also be unchanged.
-        Notices about the shards are stored in the index, and printed by every call.
+        folder of a table's relative paths must also be unchanged. Notices about the shards are
+        stored in the index, and printed by every call.
 
         Args:
             root: the data root, the folder with ``annotation/`` and ``train/``. Without ``shards``,
@@ -189,7 +189,7 @@ class TrainingSet(Sequence[TrainPair]):
         return digest.hexdigest()
 
     def image_path(self, pair: TrainPair) -> Path:
-        """Return the image file of a pair."""
+        """Return the image file of a pair; see :meth:`pab.data.image_paths.ImageFinder.find`."""
         return self._finder.find(pair.image)
 
     def write_skipped(self, folder: str | Path) -> None:

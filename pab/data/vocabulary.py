@@ -30,7 +30,10 @@ def vocabulary_command(
     """
     parser = CommandParser(prog=prog)
     data, model, output = parser.groups["data"], parser.groups["model"], parser.groups["output"]
-    data.add_argument("--data_path", type=Path, required=True, help="data root in PAB's layout")
+    data.add_argument(
+        "--data_path", type=Path, required=True,
+        help="root of the PAB data, or a table or folder of captioned images",
+    )  # fmt: skip
     output.add_argument("--out", type=Path, required=True, help=out)
     model.add_argument(
         "--vocab_size", type=int, default=pieces, help=f"maximum vocabulary size (default {pieces})"

@@ -97,7 +97,7 @@ def _of_matrix(found: Matrix, path: str | Path, given: _Given, keep_endings: boo
         rows = given.queries(rows, path)
     order = sorted(range(len(names)), key=names.__getitem__)
     if found.own and order != list(range(len(names))):
-        notice(path, "its gallery ids are not sorted; the columns are sorted by id")
+        notice(path, "the gallery ids are not sorted; the columns are sorted by id")
     meta = dict(found.meta) if found.own else {"model": "imported", "form": found.form}
     scores = float32_columns(found.scores, order)
     score_file = ScoreFile(scores, rows, [names[i] for i in order], meta)

@@ -19,8 +19,8 @@ from pab.formats.score_file import ScoreFile
 def only_named(count: int) -> str:
     """Format the notice for a listing without a known gallery."""
     return (
-        f"its gallery is assumed to be the images that it names ({count}); pass the whole gallery "
-        "with --gallery FILE or FOLDER"
+        f"the gallery is assumed to be the listed images ({count}); pass the whole gallery with "
+        "--gallery FILE or FOLDER"
     )
 
 
@@ -39,13 +39,14 @@ def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | 
     Args:
         path: the file.
         found: the parsed content.
-        score_file: the content as a score file; None if rows or columns have no ids.
+        score_file: the content as a score file; None if ids are missing.
     """
     lines = [f"file      {path}", f"form      {found.form}"]
     if score_file is None:
-        axes, flags = "rows", "--queries FILE"
+        flags = {"rows": "--queries FILE"} if found.query_ids is None else {}  # of axes without ids
         if isinstance(found, Matrix):
-            axes, flags = "rows and columns", "--queries FILE --gallery FILE"
+            if found.gallery_ids is None:
+                flags["columns"] = "--gallery FILE"
             rows, columns = found.scores.shape
             dtype = str(found.scores.dtype).removeprefix("torch.")
             size = f"{counted(rows, 'row')} x {counted(columns, 'column')}"
@@ -54,8 +55,10 @@ def describe(path: str | Path, found: Matrix | Listing, score_file: ScoreFile | 
         else:
             counts = _listed_text([len(names) for names in found.names])
             lines.append(f"lists     {counted(len(found.names), 'line')} of {counts}")
-        command = f"python -m pab.scores import {shlex.quote(str(path))} {flags} --out FILE"
-        return "\n".join([*lines, f"ids       none for its {axes}; add them with: {command}"])
+        given = " ".join(flags.values())
+        command = f"python -m pab.scores import {shlex.quote(str(path))} {given} --out FILE"
+        axes = " and ".join(flags)
+        return "\n".join([*lines, f"ids       none for the {axes}; add them with: {command}"])
     scores = score_file.scores
     lines += [
         f"scores    {counted(scores.shape[0], 'query', 'queries')} x "
@@ -95,8 +98,8 @@ def show(path: str | Path, found: Matrix | Listing | None = None) -> str:
         found: its parsed content; None reads the file.
 
     Raises:
-        InputError: the file cannot be read, or has ids but its ids or scores are invalid (see
-            :func:`pab.formats.conversion.to_score_file`).
+        InputError: the file cannot be read, or the ids or scores of a file with ids are invalid
+            (see :func:`pab.formats.conversion.to_score_file`).
     """
     path = Path(path)
     found = read_form(path) if found is None else found

@@ -1,7 +1,7 @@
 """Read scores in all supported forms: detect the form of a file, and parse its content.
 
-The content determines the form. The extension matters only for text that may be a table or a list.
-A text file with the extension of a binary form is rejected.
+The content determines the form. The extension decides between a table and a list. Text with the
+extension of a binary form is rejected.
 
 ==================  ==============================================================================
 ``.pt``             a score file of this project; a bare tensor; a dict with one matrix

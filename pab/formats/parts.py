@@ -16,7 +16,8 @@ from pab.core.errors import InputError
 from pab.formats.score_file import ScoreFile
 
 PART, PART_OF = "part", "part_of"  # entries of meta: "I/N", and the number of queries of all parts
-# Entries of meta that may differ between parts: the number of the part, and paths on its machine.
+# Entries of meta that may differ between parts: the number of the part, and entries that may be
+# paths. Checkpoints are compared by hash.
 LOCAL = (PART, "checkpoint", "candidates", "model")
 NAMES_SHOWN = 5
 

@@ -33,8 +33,8 @@ class ScoreFile:
         scores: float32 ``[Q, G]``, finite, higher is better.
         query_ids: ``Q`` distinct ids, in row order.
         gallery_ids: ``G`` distinct ids, sorted.
-        meta: model, checkpoint hash, dtype, data hash, project version, model-specific entries.
-            For a form that lists only some images per query, ``listed`` maps a query id to its
+        meta: metadata, such as model, checkpoint hash, dtype, data hash and project version. For a
+            form that lists only some images per query, ``listed`` maps a query id to its
             number of listed images. The other images get the next float32 below the query's
             smallest listed score.
     """

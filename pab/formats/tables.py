@@ -29,8 +29,8 @@ def separator_of(text: str) -> str | None:
     """Return the separator of a numeric table; None if the text is not such a table.
 
     The header has as many cells as the first data row, or one fewer if it names only the columns.
-    All cells of this row except the first must be numbers. At least one header cell must not be a
-    number, unless the header names only the columns: then all its cells may be integers.
+    All cells of the data row except the first must be numbers. At least one header cell must not be
+    a number, unless the header names only the columns: then all its cells may be integers.
     """
     first_lines = io.StringIO(text).readlines(1 << 24)
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]

@@ -20,10 +20,9 @@ def explain(path: str | Path) -> str:
     """Describe a path in lines of text.
 
     Raises:
-        InputError: the path does not exist or is of unknown kind, or a file is damaged or cannot be
-            read. A data root has no usable part. A name-masked set is invalid, or incomplete
-            outside a data root. A line is bad. Bad lines of a folder of captioned images, and of
-            training and labelled annotations of a usable data root, are listed in the text instead.
+        InputError: the path does not exist, is of unknown kind, or has invalid or unreadable
+            content. Bad lines of a folder of captioned images, and of the training and labelled
+            annotations of a usable data root, are listed in the text instead.
     """
     path = Path(path)
     if not path.exists():

@@ -68,7 +68,7 @@ def _masked(folder: Path) -> Found:
     facts = (f"{lines}, {images} in gallery/", *part.missing)
     if not part.usable:
         problem = f"expected query.json and gallery/ with images, found {lines} and {images}"
-        raise InputError(folder, problem, todo="add both to the folder")
+        raise InputError(folder, problem, todo="add the missing files")
     return Found("a name-masked set (as in the challenge or in Track 4)", facts, part.commands)
 
 

@@ -75,7 +75,7 @@ def explain_checkpoint(path: Path, checkpoint: dict[str, Any]) -> Found | None:
     architecture = metadata.get("architecture") if isinstance(metadata, dict) else None
     if architecture is not None:
         name = f"--model {shlex.quote(_model_of_run(path) or str(architecture))}"
-        if model in ("beit3", "beit3 without heads", "uit"):  # their default is the published model
+        if model in ("beit3", "beit3 without heads", "uit"):  # default: the published model
             made = [f"{command} {name}" for command in made]
         made = [command.replace("--model NAME", name) for command in made]
     return Found(what, tuple(facts), tuple(made))

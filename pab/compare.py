@@ -23,7 +23,7 @@ from pab.core.config import CommandParser
 from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_json
-from pab.core.outputs import check_inputs_are_kept, check_outputs
+from pab.core.outputs import check_outputs
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_query_order
 from pab.data.label_config import add_label_flags, add_path_flags, label_config
@@ -170,8 +170,6 @@ def main(argv: list[str] | None = None) -> None:
     if args.query_order and not (args.annotation or args.answers):
         raise InputError("--query_order", "expected --answers or --annotation with it")
     check_outputs({"json": args.json}, omit="leave out --{}")
-    inputs = {"A": args.a, "B": args.b, "the answers": args.answers, "the queries": args.annotation}
-    check_inputs_are_kept({"json": args.json}, inputs)
     a, b = read_ranked_list(args.a), read_ranked_list(args.b)
     if len(a) != len(b):
         wanted = counted(len(a), "line")

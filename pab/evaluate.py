@@ -346,11 +346,11 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(
             "--top_k", f"requires --trec and a value of at least 1, found {args.top_k}"
         )
-    trec = f"{args.trec}.run" if args.trec else None
-    outputs = {"json": args.json, "trec": trec}
-    check_outputs(outputs, omit="leave out --{}")
-    inputs = {"the ranking": path, "the annotation": args.annotation, "the answers": args.answers}
-    check_inputs_are_kept(outputs, inputs)
+    trec = [f"{args.trec}.{ending}" for ending in ("run", "qrels")] if args.trec else [None]
+    inputs = {f"--{name}": value for name, value in vars(args).items() if name != "json"}
+    for written in trec:
+        check_outputs({"json": args.json, "trec": written}, omit="leave out --{}")
+        check_inputs_are_kept({"trec": written}, inputs)
     reading = {"answers": args.answers, **label_config(args).reading()}
     retrieval = read_labels(args.annotation, image_folder=args.image_folder, **reading)
     relevant = _labels(retrieval, args.annotation)

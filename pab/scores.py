@@ -33,7 +33,6 @@ from pab.core.config import CommandParser
 from pab.core.errors import InputError, run_cli
 from pab.core.files import sha256_of_file
 from pab.core.notices import notice
-from pab.core.outputs import check_inputs_are_kept
 from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.data.label_config import add_path_flags
 from pab.data.names import respelt
@@ -274,8 +273,6 @@ def main(argv: list[str] | None = None) -> None:
     output.add_argument("--out", type=Path, required=True, help="score file to write")
     args = parser.parse_args(argv)
     if args.command == "merge":
-        inputs = {f"part {number}": path for number, path in enumerate(args.files, start=1)}
-        check_inputs_are_kept({"out": args.out}, inputs)
         merged = merge_parts({path: load_scores(path) for path in args.files})
         save_scores(args.out, merged)
         print(describe(args.out, Matrix("a score file", merged.scores), merged))

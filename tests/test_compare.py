@@ -112,5 +112,5 @@ def test_published_lists() -> None:
 
 
 def test_an_output_cannot_replace_a_list(lists: list[str]) -> None:
-    with pytest.raises(InputError, match="is the file of B: it would be overwritten"):
+    with pytest.raises(InputError, match=r"is the file of the argument B\.txt: it would be"):
         main([*lists, "--json", lists[1]])

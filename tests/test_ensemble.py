@@ -266,7 +266,9 @@ def test_an_output_cannot_replace_an_input(
     before = Path(files["a"]).read_bytes()
     (tmp_path / "link.pt").symlink_to(files["a"])
     for path in (files["a"], str(tmp_path / "link.pt")):
-        with pytest.raises(InputError, match="is the file of lhp: it would be overwritten"):
+        with pytest.raises(
+            InputError, match="is the file of --beit3_score: it would be overwritten"
+        ):
             run(["--beit3_score", files["a"], "--clip_score", files["b"], flag, path])
     assert Path(files["a"]).read_bytes() == before
 

@@ -388,10 +388,10 @@ def test_outputs_are_checked_first(tmp_path: Path) -> None:
 def test_an_output_cannot_replace_an_input(score: Path, annotation: Path) -> None:
     before = score.read_bytes()
     words = ["--score", str(score), "--annotation", str(annotation)]
-    with pytest.raises(InputError, match="is the file of the ranking: it would be overwritten"):
+    with pytest.raises(InputError, match="is the file of --score: it would be overwritten"):
         main([*words, "--json", str(score)])
     assert score.read_bytes() == before
-    with pytest.raises(InputError, match="is the file of annotation: it would be overwritten"):
+    with pytest.raises(InputError, match="is the file of --annotation: it would be overwritten"):
         fuse(["--beit3_score", *words[1:], "--output_file", str(annotation)])
 
 

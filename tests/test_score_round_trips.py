@@ -147,7 +147,7 @@ def test_how_many_images_are_exported(tmp_path: Path, capsys: pytest.CaptureFixt
             main(["export", str(tmp_path / "s.pt"), *flags, "--out", str(tmp_path / "x")])
     with pytest.raises(InputError, match="--out: expected the file to write"):
         main(["export", str(tmp_path / "s.pt"), "--format", "csv"])
-    with pytest.raises(InputError, match="would overwrite"):
+    with pytest.raises(InputError, match="it would be overwritten"):
         main(
             ["export", str(tmp_path / "s.pt"), "--format", "bare", "--out", str(tmp_path / "s.pt")]
         )

@@ -144,12 +144,12 @@ def test_grids_reach_both_ends(step: float, count: int) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--out", "--trials"])
-@pytest.mark.parametrize("what", ["lhp", "annotation", "decode_bank"])
+@pytest.mark.parametrize("what", ["beit3_score", "annotation", "decode_bank"])
 def test_a_search_does_not_overwrite_its_inputs(
     annotation: Path, tmp_path: Path, flag: str, what: str
 ) -> None:
     paths = labelled(tmp_path)
-    files = {"lhp": paths["a"], "annotation": str(annotation), "decode_bank": paths["c"]}
+    files = {"beit3_score": paths["a"], "annotation": str(annotation), "decode_bank": paths["c"]}
     words = [
         "--beit3_score",
         paths["a"],
@@ -162,7 +162,7 @@ def test_a_search_does_not_overwrite_its_inputs(
     words += ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")]
     before = Path(files[what]).read_bytes()
     with pytest.raises(
-        InputError, match=f"{flag}: .* is the file of {what}: it would be overwritten"
+        InputError, match=f"{flag}: .* is the file of --{what}: it would be overwritten"
     ):
         search([*words, flag, files[what]])
     assert Path(files[what]).read_bytes() == before

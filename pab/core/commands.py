@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 from pab.core import __version__
 from pab.core.errors import EXIT_BAD_INPUT, InputError
+from pab.core.outputs import check_inputs_are_kept
 
 Group = Literal["data", "model", "optimization", "output", "speed", "advanced"]
 
@@ -89,6 +91,30 @@ class CommandParser(argparse.ArgumentParser):
             "--version", action="version", version=version, help="show the version and exit"
         )
         self.groups = {name: self.add_argument_group(name) for name in GROUPS}
+
+    def parse_known_args(  # type: ignore[override]  # argparse overloads it by namespace types
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> tuple[argparse.Namespace, list[str]]:
+        """Parse as argparse does; refuse an output file that is also an input.
+
+        Outputs are the flags of the group ``output`` whose values are paths.
+
+        Raises:
+            InputError: see :func:`pab.core.outputs.check_inputs_are_kept`.
+        """
+        found, rest = super().parse_known_args(args, namespace)
+        outputs: dict[str, object] = {}
+        inputs: dict[str, object] = {}
+        writes = self.groups["output"]._group_actions
+        for action in self._actions:
+            value = getattr(found, action.dest, None)
+            if action not in writes:
+                positional = f"the argument {action.metavar or action.dest}"
+                inputs[action.option_strings[-1] if action.option_strings else positional] = value
+            elif isinstance(value, Path):
+                outputs[action.dest] = value
+        check_inputs_are_kept(outputs, inputs)
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         """Print one line on stderr and exit with code 2."""

@@ -30,6 +30,7 @@ from typing_extensions import TypedDict
 from pab.core.commands import CommandParser, Group
 from pab.core.errors import InputError
 from pab.core.files import existing_file, write_text
+from pab.core.outputs import check_inputs_are_kept
 from pab.core.resources import config_path
 
 if TYPE_CHECKING:
@@ -165,7 +166,8 @@ def config_from_args(
         The config, and a namespace of the other arguments, such as ``config``.
 
     Raises:
-        InputError: see :func:`load_config`; ``check()`` may also raise it.
+        InputError: see :func:`load_config`; an output file is also an input; ``check()`` may also
+            raise it.
         SystemExit: raised by argparse: code 2 for a wrong command line, 0 for ``--help`` and
             ``--version``.
     """
@@ -182,6 +184,11 @@ def config_from_args(
     # A tuple field that is set to none has the value [None].
     overrides = {name: None if v == [None] else v for name, v in overrides.items()}
     config = load_config(cls, namespace.config, overrides)
+    groups: tuple[dict[str, object], dict[str, object]] = {}, {"--config": namespace.config}
+    for name, value in as_plain(config).items():
+        is_output = _facts(cls, name)["group"] == "output"
+        groups[not is_output][name if is_output else f"--{name}"] = value
+    check_inputs_are_kept(*groups)
     if hasattr(config, "check"):
         config.check()
     return config, namespace

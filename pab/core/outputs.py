@@ -53,24 +53,39 @@ def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_
             )
 
 
-def check_inputs_are_kept(
-    outputs: Mapping[str, str | Path | None], inputs: Mapping[str, str | Path | None]
-) -> None:
+def check_inputs_are_kept(outputs: Mapping[str, object], inputs: Mapping[str, object]) -> None:
     """Refuse to write over a file that is read.
 
     Args:
-        outputs: flag without its dashes -> file to write; None writes nothing.
-        inputs: description for the error -> file that is read; None reads nothing.
+        outputs: flag without its dashes -> path of the file to write; None writes nothing.
+        inputs: flag, or description for the error -> any value. Paths are found in texts
+            (``FILE``, ``NAME=FILE``, ``NAME:FILE`` and ``NAME:FILE:WEIGHT``) and in lists of them.
 
     Raises:
         InputError: an output is also an input; the message names the flag and the file.
     """
     for name, path in outputs.items():
-        for what, source in inputs.items():
-            if path and source and Path(path).resolve() == Path(source).resolve():
+        if not isinstance(path, (str, Path)) or not Path(path).is_file():
+            continue  # nothing would be overwritten
+        target = Path(path).resolve()
+        for what, value in inputs.items():
+            if any(source.resolve() == target for source in _paths(value)):
                 raise InputError(
                     f"--{name}", f"{path} is the file of {what}: it would be overwritten"
                 )
+
+
+def _paths(value: object) -> list[Path]:
+    """Return the paths that the value of a setting may name."""
+    if isinstance(value, (list, tuple)):
+        return [path for one in value for path in _paths(one)]
+    if isinstance(value, Path):
+        return [value]
+    if not isinstance(value, str) or not value or "\0" in value:
+        return []
+    named = value.partition(":")[2]
+    texts = (value, value.partition("=")[2], named, named.rpartition(":")[0])
+    return [Path(text) for text in texts if text]
 
 
 def check_output_folder(flag: str, path: str | Path) -> None:

@@ -296,9 +296,10 @@ def test_missing_or_bad_torchrun_variables_are_refused(
     monkeypatch.delenv(missing)
     with pytest.raises(InputError, match=f"{missing}: expected"):
         processes.init_processes(CPU)
-    monkeypatch.setenv("LOCAL_RANK", "first")
-    with pytest.raises(InputError, match="LOCAL_RANK: expected a number"):
-        devices.local_rank_of_torchrun()
+    for value in ("first", "\N{SUPERSCRIPT TWO}"):
+        monkeypatch.setenv("LOCAL_RANK", value)
+        with pytest.raises(InputError, match="LOCAL_RANK: expected a number"):
+            devices.local_rank_of_torchrun()
 
 
 @pytest.mark.distributed

@@ -67,6 +67,7 @@ def test_a_mined_file_is_read(tmp_path: Path) -> None:
         ({"wrong": []}, "field 'wrong': expected a list of image paths, found an empty list"),
         ({"wrong": "a.jpg"}, "field 'wrong': expected a list of image paths, found the string"),
         ({"wrong": [LINE["image"]]}, "expected wrong images, found the right one"),
+        ({"wrong": ["a.jpg", "b.jpg", "a.jpg"]}, "expected distinct images, found 'a.jpg' twice"),
     ],
 )
 def test_a_bad_mined_line_is_refused(tmp_path: Path, change: dict[str, Any], message: str) -> None:

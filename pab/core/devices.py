@@ -63,7 +63,7 @@ def local_rank_of_torchrun() -> int:
         InputError: it is not a number.
     """
     found = os.environ.get("LOCAL_RANK", "0")
-    if not found.isdigit():
+    if not found.isdecimal():
         raise InputError("LOCAL_RANK", f"expected a number, found {found!r}")
     return int(found)
 

@@ -22,6 +22,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pab.core.devices import full_precision
 from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.encoders.st.control_tokens import refuse_control_tokens
@@ -216,8 +217,8 @@ def keeps_pair_roles(processor: Any, settings: Mapping[str, Any]) -> bool:
 def head_in_fp32(model: Any) -> None:
     """Compute a model's logits in float32 from its hidden states, whatever the weights' dtype.
 
-    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query could tie. Autocast would
-    undo this; a model whose weights have the chosen dtype does not need autocast.
+    Logits in bf16 have steps of 0.06 to 0.25, so candidates of a query could tie. Autocast does not
+    change this product.
 
     Args:
         model: model of transformers with a linear output layer; it is changed in place.
@@ -228,7 +229,8 @@ def head_in_fp32(model: Any) -> None:
 
     def product(head: nn.Linear, inputs: tuple[Tensor], _: Tensor) -> Tensor:
         bias = None if head.bias is None else head.bias.float()
-        return F.linear(inputs[0].float(), head.weight.float(), bias)
+        with full_precision(head.weight.device):
+            return F.linear(inputs[0].float(), head.weight.float(), bias)
 
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
@@ -284,8 +286,8 @@ class PairModel:
         processor = load_processor(settings.folder)
         tokens = answer_tokens(processor.tokenizer, settings, yes_token, no_token)
         model = load_image_text_model(settings.folder, dtype, device)
-        if dtype != torch.float32:
-            head_in_fp32(model)
+        if dtype != torch.float32 or isinstance(model.get_output_embeddings(), nn.Linear):
+            head_in_fp32(model)  # training may compute float32 weights in bf16 (autocast)
         made = cls(model, processor, tokens, prompt, settings.processing)
         made.check(settings.folder)
         return made

@@ -103,6 +103,9 @@ def _mined(
     paths = tuple(checked_path(one, "wrong", path, item, root=root) for one in wrong)
     if image in paths:
         raise fault(f"field 'wrong': expected wrong images, found the right one ({image!r})")
+    if len(set(paths)) != len(paths):
+        twice = next(one for one in paths if paths.count(one) > 1)
+        raise fault(f"field 'wrong': expected distinct images, found {twice!r} twice")
     return Question(caption, image, paths)
 
 

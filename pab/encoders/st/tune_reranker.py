@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from pab.core import processes
 from pab.core.checkpoints import load_strict, model_state, read_checkpoint
 from pab.core.config import flag, model_flag, speed_flag
-from pab.core.devices import autocast
+from pab.core.devices import autocast, dtype_of
 from pab.core.errors import InputError
 from pab.core.files import write_folder, write_json
 from pab.core.notices import notice
@@ -254,7 +254,7 @@ def accumulate(
     totals: dict[str, Tensor] = {}
     for number in range(1, config.update_freq + 1):
         batch = PairInputs(*next(feed))
-        with autocast(run.setup.device, run.setup.dtype):
+        with autocast(run.setup.device, run.setup.dtype, dtype_of(config.weights)):
             scores = pair_model.scores(batch.tensors)  # [B C]
         found = losses(scores.view(batch.questions, -1), config.loss)
         is_last = number == config.update_freq
@@ -325,10 +325,9 @@ def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairM
             folder, "expected a full model, found only adapters (adapter_config.json)",
             todo="merge them with peft's merge_and_unload, and save the model",
         )  # fmt: skip
-    dtype = torch.bfloat16 if config.weights == "bf16" else torch.float32
     pair_model = PairModel.open(
         folder, prompt=config.prompt, yes_token=config.yes_token, no_token=config.no_token,
-        dtype=dtype, device=device,
+        dtype=dtype_of(config.weights), device=device,
     )  # fmt: skip
     model = pair_model.model
     if config.checkpoint_activations:
@@ -438,7 +437,8 @@ def validation_metrics(
     for row, query in enumerate(queries):
         paths = [gallery[i].path for i in candidates[row].tolist()]
         sample = Sample(query.caption, [load_image(path) for path in paths], paths)
-        with autocast(setup.device, setup.dtype), plain_attention(setup.device):
+        weights = dtype_of(config.weights)
+        with autocast(setup.device, setup.dtype, weights), plain_attention(setup.device):
             found.append(pair_model.scores(inputs_of(pair_model, [sample])).cpu())
     scores = fill(torch.stack(found), candidates, len(gallery))
     file = ScoreFile(scores, [q.query_id for q in queries], [i.gallery_id for i in gallery], {})

@@ -35,7 +35,7 @@ LEAST_NORMAL = 2.0**-126  # of float32; smaller products may be rounded to zero
 # Values compared at a time. One query reads each value once; several queries read them from the
 # processor's cache.
 ONE_VALUES, SEVERAL_VALUES = 8 << 20, 1 << 19
-PAIR_VALUES = 4 << 20  # in float64
+PAIR_VALUES = 4 << 20  # values that are compared in float64 at a time
 
 
 def search_exact(

@@ -229,7 +229,9 @@ def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
 
 
 def build_ann(folder: Path, kind: Kind, member: str | None = None) -> AnnRecord:
-    """Build an approximate index, and name it in the manifest; keep a current one of this kind.
+    """Build an approximate index, and name it in the manifest.
+
+    A current index of the same kind and member is kept.
 
     The caller holds the lock of the folder.
 
@@ -333,7 +335,7 @@ def _directions(
 def _empty(
     kind: Kind, directions: np.ndarray, training: int, rows: int
 ) -> tuple[Any, dict[str, int]]:
-    """Create an index without vectors; return its parameters too."""
+    """Create an index without vectors; return it and its parameters."""
     faiss, (kept, width) = _faiss(), directions.shape
     metric = faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":

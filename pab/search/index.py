@@ -55,7 +55,8 @@ class Member:
     """Model whose vectors the index holds.
 
     Attributes:
-        name: name in the index, and of the folder of the vectors of any member but the first.
+        name: name in the index. For each member but the first, the folder of its vectors has the
+            same name.
         model: name of the member's entry point, for :func:`pab.search.members.read_member`.
         arguments: command-line flags that open the model.
         fingerprint: facts that the vectors depend on; see :class:`pab.scoring.encoder.Encoder`.
@@ -75,7 +76,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Shard:
-    """Rows in one file per member; the file names contain ``number``."""
+    """Group of rows that share files; the file names contain ``number``."""
 
     number: int
     rows: int

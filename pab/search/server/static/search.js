@@ -152,7 +152,7 @@ function watchEnd() {
   observer.unobserve($("sentinel"));
   if (shown?.next !== null) observer.observe($("sentinel")); // loads at once if the end is in view
   $("all").hidden = !shown?.results.length || shown.next !== null;
-  $("all").textContent = `End of the results. Pictures shown: ${shown?.results.length.toLocaleString("en")}.`;
+  $("all").textContent = `Pictures shown: ${shown?.results.length.toLocaleString("en")}.`;
 }
 
 function addTiles(results) {

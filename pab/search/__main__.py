@@ -20,7 +20,7 @@ ONCE = "pab.search.once"
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Run a command; each imports only what it needs."""
+    """Run a command; the modules of the other commands are not imported."""
     words = sys.argv[1:] if argv is None else argv
     if words and words[0] in COMMANDS:
         import_module(COMMANDS[words[0]]).main(words[1:])

@@ -5,9 +5,10 @@ Kinds, both with 8 bits per value (scalar quantization, QT_8bit):
 - ``hnsw``: a graph of neighbours; builds slowly, answers fast;
 - ``ivf``: lists of vectors around centres; builds fast, is smaller, answers more slowly.
 
-If the recall permits, FAISS compares vectors in fewer dimensions: along their principal directions,
-without centring, which would change the dot products. The rows that FAISS finds are scored again by
-:mod:`pab.search.exact`, in all dimensions. So only the choice of rows is approximate.
+If the recall permits, FAISS compares vectors in fewer dimensions: along their principal directions.
+The vectors are not centred, because this would change the dot products. The rows that FAISS finds
+are scored again by :mod:`pab.search.exact`, in all dimensions. Only the choice of rows is
+approximate.
 
 Some rows are held out while the index is built. One half of them, used as queries, chooses the
 number of dimensions and the search depth; the other half measures recall@10 against exact search.
@@ -206,7 +207,7 @@ def is_current(index: Index, record: AnnRecord) -> bool:
 def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
     """Open the approximate index for a search with some members.
 
-    If it cannot serve them, print the reason in one line, and return None: the search is exact.
+    If it cannot be used, print the reason in one line, and return None; the search is then exact.
 
     Raises:
         InputError: its description or its file is damaged, or FAISS is not installed.
@@ -228,7 +229,9 @@ def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
 
 
 def build_ann(folder: Path, kind: Kind, member: str | None = None) -> AnnRecord:
-    """Build an approximate index, and name it in the manifest; keep a current one of this kind.
+    """Build an approximate index, and name it in the manifest.
+
+    A current index of the same kind and member is kept.
 
     The caller holds the lock of the folder.
 
@@ -306,7 +309,7 @@ def _directions(
 ) -> np.ndarray:  # fmt: skip
     """Choose the directions of FAISS's index, float32 [d, D]: the fewest that keep the recall.
 
-    They are principal directions of the training vectors, or the identity if all are needed.
+    They are principal directions of the training vectors, or the identity if d is D.
 
     Args:
         index: the search index.
@@ -332,7 +335,7 @@ def _directions(
 def _empty(
     kind: Kind, directions: np.ndarray, training: int, rows: int
 ) -> tuple[Any, dict[str, int]]:
-    """Create an index without vectors; return its parameters too."""
+    """Create an index without vectors; return it and its parameters."""
     faiss, (kept, width) = _faiss(), directions.shape
     metric = faiss.METRIC_INNER_PRODUCT
     if kind == "hnsw":
@@ -358,7 +361,7 @@ def _vectors(index: Index, name: str, rows: np.ndarray) -> Iterator[tuple[np.nda
 
 
 def _tuned(ann: Ann, queries: np.ndarray, right: np.ndarray) -> AnnRecord:
-    """Double the depth until it is the largest or reaches the target recall; measure the recall.
+    """Double the search depth until the recall reaches its target; return the updated record.
 
     Args:
         ann: the approximate index.

@@ -1,6 +1,6 @@
 """Read images from WebDataset archives (uncompressed tar files), without unpacking them.
 
-Names inside an archive are only labels: no file is ever created or opened by such a name.
+No file is created or opened by a name from an archive.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pab.data.image_paths import is_photo_name
 from pab.data.photos import MAX_PIXELS
 
 LONGEST_CAPTION = 1 << 16  # bytes; a longer text file is not a caption
-LARGEST_IMAGE = 4 * MAX_PIXELS  # bytes; an image is read whole
+LARGEST_IMAGE = 4 * MAX_PIXELS  # bytes of an encoded image, which is read into memory whole
 
 
 class Packed(NamedTuple):
@@ -62,7 +62,7 @@ def packed_images(path: Path, unreadable: dict[str, str]) -> Iterator[Packed]:
                 elif base.endswith(".txt") and info.isreg() and info.size <= LONGEST_CAPTION:
                     try:
                         text = read_packed(path, info.offset_data, info.size)
-                    except InputError as error:  # the archive ends in this caption
+                    except InputError as error:  # for example, the archive ends in this caption
                         problem = error.problem
                         break
                     captions[_key(name)] = text.decode("utf-8", "backslashreplace").strip()

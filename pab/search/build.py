@@ -5,9 +5,9 @@ and offset in an archive. Other images are hashed. If the index has an image wit
 such as a renamed one, its vectors are reused. Only the remaining images are encoded. Rows of
 removed and changed images are dropped at the end of the run.
 
-Each block of rows is written as a shard as soon as it is encoded. A stopped run therefore loses at
-most one block or, with an engine, the parts that are not yet in the index. At the end, small shards
-are merged.
+Each block of rows is written as a shard as soon as it is encoded. A stopped run therefore loses
+about one block or, with an engine, the parts that are not yet in the index. At the end, small
+shards are merged.
 
 An engine may encode images on other processes or machines; see :mod:`pab.search.worker`.
 """
@@ -85,12 +85,11 @@ def build_index(
         open_members: loads the members; called if this process must encode an image, or if flags
             differ from those of the index.
         settings: None uses the defaults.
-        engine: encodes the images elsewhere, with its own members; None encodes them here.
+        engine: encodes the images in other processes; None encodes them in this process.
 
     Raises:
-        InputError: the folder holds something else or cannot be written, another run is writing it,
-            no image can be read, the source or the members are not those of the index, or vectors
-            are not finite or differ in width.
+        InputError: the folder cannot be used, another run is writing it, the source or the members
+            are not those of the index, no image can be read, or encoding fails.
         KeyboardInterrupt: the run was interrupted; the text reports the number of saved images.
     """
     with locked(folder):
@@ -351,7 +350,7 @@ class Run:
 
     @cached_property
     def opened(self) -> Sequence[Opened]:
-        """Load the members, and check that the vectors of the index are theirs."""
+        """Load the members, and check that the index was made with the same models."""
         found = self._opener()
         if self.manifest is not None:
             for member, one in zip(self.manifest.members, found, strict=True):

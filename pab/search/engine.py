@@ -45,8 +45,8 @@ def search(
         top_k: photographs per query.
 
     Raises:
-        InputError: a vector or a score is not finite, the encoder rejects an input, or the
-            temporary index cannot be written.
+        InputError: an argument is invalid, the encoder rejects an input, a vector or a score is not
+            finite, or the temporary index cannot be written.
     """
     if not photos:
         return Answers(0, {}, [[] for _ in queries])
@@ -77,8 +77,8 @@ def _index(
         folder: folder of the index.
         encoder: encoder of the vectors.
         photos: G photographs.
-        kept: positions of those to index.
-        vectors: [G, D], perhaps memory-mapped: they are copied shard by shard.
+        kept: positions of the photographs to index.
+        vectors: [G, D], perhaps memory-mapped; they are copied shard by shard.
     """
     origin = {"checkpoint": encoder.origin.checkpoint}
     dtype: Dtype = "float16" if vectors.dtype == torch.float16 else "float32"

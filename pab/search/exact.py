@@ -1,9 +1,9 @@
 """Exact search: the rows with the largest dot products, block by block.
 
-The first comparison is fast and has a bounded error. For one query and float16 rows, it is a
-product in float16, which runs at memory bandwidth; otherwise, it is a product in float32. Rows that
-may be among the first k, given this bound, are compared again in float64. Scores and order
-therefore do not depend on blocks, threads, or the number of queries.
+The first comparison is fast and has a bounded error. It is a product in float16 for one query and
+float16 rows, and in float32 otherwise. Rows that may be among the first k, given this bound, are
+compared again in float64. Scores and order therefore do not depend on blocks, threads, or the
+number of queries.
 
 Bounds, with unit roundoff u, for a sum of D products in any order (N. Higham, Accuracy and
 Stability of Numerical Algorithms, section 3.1)::
@@ -35,7 +35,7 @@ LEAST_NORMAL = 2.0**-126  # of float32; smaller products may be rounded to zero
 # Values compared at a time. One query reads each value once; several queries read them from the
 # processor's cache.
 ONE_VALUES, SEVERAL_VALUES = 8 << 20, 1 << 19
-PAIR_VALUES = 4 << 20  # in float64
+PAIR_VALUES = 4 << 20  # values that are compared in float64 at a time
 
 
 def search_exact(

@@ -58,8 +58,7 @@ def export_index(index: Index, out: Path, kind: Format, names: Sequence[str] = (
 
     Raises:
         InputError: the folder is not empty or cannot be written, the disk has too little free
-            space, the index cannot be read, or a member does not exist or has vectors that are not
-            of unit length. With ``lancedb``, a member may also not have the name of a column.
+            space, the index cannot be read, or a member cannot be exported.
     """
     members = [index.member(name) for name in names] or index.members
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -80,7 +79,7 @@ def export_index(index: Index, out: Path, kind: Format, names: Sequence[str] = (
     except OSError as error:
         raise InputError(out, f"cannot be written: {error.strerror or error}") from error
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # it is gone if the export is complete
+        shutil.rmtree(temporary, ignore_errors=True)  # no longer exists after a complete export
     return index.rows
 
 
@@ -109,7 +108,7 @@ def unit_rows(index: Index, member: Member, first: int, rows: np.ndarray) -> np.
     that row by a dot product, and rank the images differently from this project.
 
     Raises:
-        InputError: a row's length differs from 1.
+        InputError: the norm of a row differs from 1 by more than :data:`UNIT`.
     """
     lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
     bad = ~(np.abs(lengths - 1) <= UNIT)
@@ -176,7 +175,9 @@ def collection(members: Sequence[Member]) -> dict[str, Any]:
 
 
 def write_points(path: Path, entries: Sequence[Entry], vectors: Mapping[str, np.ndarray]) -> None:
-    """Write bodies of Qdrant's request "upsert points", one per line; see :func:`write_table`.
+    """Write bodies of Qdrant's request "upsert points", one per line.
+
+    For the arguments, see :func:`write_table`.
 
     Raises:
         InputError: the file cannot be written.

@@ -47,8 +47,8 @@ def add_ann_flag(parser: CommandParser) -> None:
     """Add ``--ann``."""
     parser.groups["speed"].add_argument(
         "--ann", action="store_true",
-        help="use the approximate index that index --ann built; searches of several members, or "
-        "of a folder or a time range, stay exact",
+        help="use the approximate index that index --ann built; searches with several "
+        "members, a folder or a time range stay exact",
     )  # fmt: skip
 
 
@@ -65,7 +65,7 @@ class Once(argparse.Action):
         """Store the value.
 
         Raises:
-            InputError: an earlier flag has set a value.
+            InputError: the flag was passed before.
         """
         before = getattr(namespace, self.dest)
         if before is not None:

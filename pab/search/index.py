@@ -8,8 +8,8 @@ manifest::
     members/NAME/img_emb/img_emb_N.npy  the same rows of each further member
     metadata/metadata_N.parquet         one row per image of shard N
 
-Shards never change. A run writes new shards, then replaces the manifest. Shards that the manifest
-does not name are ignored, and removed by the next run.
+Shards never change. A run writes new shards, then replaces the manifest. Readers ignore shards that
+the manifest does not name, and the next run removes them.
 
 Shape letters: `n` rows of a shard, `D` width of the vectors.
 """
@@ -39,11 +39,11 @@ from pab.formats.tables import pyarrow
 
 FORMAT = 1  # version of the format; other versions are rejected
 MANIFEST = "manifest.json"
-SHARD_ROWS = 10_000  # maximum rows per shard
+SHARD_ROWS = 10_000  # maximum rows of a shard that is merged from several
 GROUP_ROWS = 1_000  # rows per row group of a metadata file, read together
 _GROUPS_IN_MEMORY = 64
 AGAIN = "remove the folder of the index, and index the images again"
-# Exceptions of numpy and pyarrow for a damaged file.
+# Exceptions of numpy and pyarrow for a damaged or missing file.
 DAMAGED = (OSError, ValueError, EOFError, LookupError, TypeError, SyntaxError, TokenError)
 _KEYS = {"name": "image_path"}  # field of an entry -> metadata column, if the names differ
 
@@ -55,11 +55,11 @@ class Member:
     """Model whose vectors the index holds.
 
     Attributes:
-        name: name in the index; except for the first member, also of the folder of its vectors.
+        name: name in the index. For each member but the first, the folder of its vectors has the
+            same name.
         model: name of the member's entry point, for :func:`pab.search.members.read_member`.
         arguments: command-line flags that open the model.
-        fingerprint: facts that the vectors depend on; see
-            :class:`pab.scoring.encoder.Encoder`.
+        fingerprint: facts that the vectors depend on; see :class:`pab.scoring.encoder.Encoder`.
         origin: architecture, checkpoint, checkpoint_sha256 and dtype of the model.
         width: D.
         dtype: type of the stored vectors.
@@ -76,7 +76,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Shard:
-    """Number of a shard, which its file names contain, and number of its rows."""
+    """Group of rows that share files; the file names contain ``number``."""
 
     number: int
     rows: int
@@ -92,7 +92,7 @@ class FileState:
 
 @dataclass(frozen=True)
 class Unreadable:
-    """Problem of a file that cannot be read, and the file's state if known."""
+    """Problem of an image or file that cannot be read, and the state of the file if known."""
 
     problem: str
     state: FileState | None = None
@@ -107,11 +107,11 @@ class Manifest:
         root: absolute path of a folder; the files of the entries are relative to it.
         members: at least one.
         shards: in row order.
-        next_number: number of the next shard; numbers are never reused.
-        unreadable: name -> problem of files that cannot be read.
-        complete: name -> state of archives and videos that are indexed completely.
-        ann: description of an approximate index, an :class:`pab.search.ann.AnnRecord`; None
-            without one.
+        next_number: number of the next shard.
+        unreadable: name -> problem of an image or file that cannot be read.
+        complete: name -> state of archives and videos that were read; in this state, they are not
+            read again.
+        ann: :class:`pab.search.ann.AnnRecord` as plain values; None without an approximate index.
         format, project_version: version of the format, and of the project that made the index.
     """
 
@@ -148,8 +148,8 @@ class Entry:
     """Image of an index; one row of the metadata.
 
     Attributes:
-        name: unique name: the path relative to the source, with its extension. For an image in an
-            archive or a video, its name or time inside is appended.
+        name: unique name: the path of the file relative to the source, with the extension. In an
+            archive or a video, the image's name or time follows.
         path: file on disk: the image, or the archive or video that contains it.
         bytes, mtime_ns: state of ``path``; for an image in an archive, ``bytes`` is the size of the
             image.
@@ -176,7 +176,7 @@ _COLUMNS = {_KEYS.get(one.name, one.name) for one in fields(Entry)} - {"path"} |
 
 
 class Index:
-    """Open index. Vectors are memory-mapped; metadata is read in groups of rows when needed.
+    """Opened index. Vectors are memory-mapped; metadata is read in groups of rows when needed.
 
     Args:
         folder: folder of the index.
@@ -190,7 +190,7 @@ class Index:
         self.folder, self.manifest = folder, manifest
         self._entries = entries
         self._ends = list(accumulate(shard.rows for shard in manifest.shards))
-        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()  # pyarrow tables
+        self._groups: OrderedDict[tuple[int, int], Any] = OrderedDict()  # values: pyarrow tables
         self._mapped: dict[tuple[str, int], np.ndarray] = {}
 
     @classmethod
@@ -266,7 +266,7 @@ class Index:
             group = self._groups[key] = self._read_group(*key)
             if len(self._groups) > _GROUPS_IN_MEMORY:
                 self._groups.popitem(last=False)
-        # Converting a whole group takes ten times as long as reading it.
+        # Only one row is converted, because converting a whole group takes longer than reading it.
         (found,) = group.slice(place % GROUP_ROWS, 1).to_pylist()
         return self._entry(found)
 

@@ -39,9 +39,9 @@ def build_parser() -> CommandParser:
     """Build the parser of the flags, without those of the members."""
     parser = CommandParser(
         prog=PROG, description="Index the images of a folder, a table, archives or videos.",
-        epilog="--model NAME names a member; flags after it belong to it (--arch, --config, "
-        "--checkpoint, --device, ...), and flags before the first --model to all members. Repeat "
-        "--model to index the images with several members.",
+        epilog="--model NAME adds a member; repeat it to index the images with several members. "
+        "The member's flags (--arch, --config, --checkpoint, --device, ...) follow its --model. "
+        "Flags of members before the first --model apply to all members.",
     )  # fmt: skip
     data, output = parser.groups["data"], parser.groups["output"]
     data.add_argument("--image_folder", type=Path, metavar="DIR", help="folder of images")
@@ -83,7 +83,7 @@ def build_parser() -> CommandParser:
     )  # fmt: skip
     speed.add_argument(
         "--block", type=int, default=BLOCK_ROWS, metavar="N",
-        help=f"images that a stopped run may lose (default: {BLOCK_ROWS})",
+        help=f"images per block; the index is saved after each block (default: {BLOCK_ROWS})",
     )  # fmt: skip
     speed.add_argument(
         "--engine", choices=("local", "ray"), default="local",
@@ -114,7 +114,7 @@ def main(argv: Sequence[str]) -> None:
     if args.ann is not None:
         library("faiss", "approximate indexes")
     if not _is_update(args.out, choices):
-        for choice in choices:  # bad flags fail early; those of an index are known to be good
+        for choice in choices:  # bad flags fail early; an update with the same flags needs no check
             choice.config(PROG)
     source = source_of(args)
     check_output_folder("--out", args.out)
@@ -179,8 +179,7 @@ def source_of(args: argparse.Namespace) -> Source:
     """Build the source from the flags.
 
     Raises:
-        InputError: the table, an archive or a video is missing, a folder of archives has none, or a
-            setting of the table is invalid.
+        InputError: a file of the source is missing, or a setting of the table is invalid.
     """
     if args.csv is not None:
         names = {field.name for field in fields(TableConfig)}
@@ -211,7 +210,7 @@ def update_ann(out: Path, kind: Kind | None) -> None:
 
 
 def _is_update(out: Path, choices: Sequence[MemberChoice]) -> bool:
-    """Return true if ``out`` is an index made with the same flags, which need no new check."""
+    """Return true if ``out`` is an index made with the same members and flags."""
     if not (out / MANIFEST).is_file():
         return False
     return [choice_of(member) for member in read_manifest(out).members] == list(choices)

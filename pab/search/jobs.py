@@ -13,7 +13,7 @@ from pab.search.index import Dtype, Entry, FileState, Manifest, Unreadable
 from pab.search.members import MemberChoice
 from pab.search.sources import Container, Source
 
-BLOCK_ROWS = 1_000  # rows per block; without an engine, a stopped run loses at most one block
+BLOCK_ROWS = 1_000  # rows per block
 
 
 @dataclass
@@ -25,8 +25,8 @@ class Report:
         kept: unchanged images.
         reused: new or changed images whose content was already in the index; their vectors are
             reused.
-        encoded: images that were decoded and encoded.
-        removed: rows that were dropped because their images were removed or changed.
+        encoded: images that were encoded.
+        removed: rows that the run dropped, such as those of removed and changed images.
         unreadable: name -> problem.
     """
 
@@ -50,7 +50,7 @@ class BuildSettings:
 
     Attributes:
         dtype: type of the stored vectors of a new index.
-        block: rows per shard until the end of the run, when small shards are merged.
+        block: rows after which a shard is written; small shards are merged at the end of the run.
         check_content: hash every image, even if its size and modification time are unchanged.
     """
 
@@ -88,8 +88,7 @@ class Part:
     Attributes:
         number: position of the part's task in the list of tasks.
         folder: folder of the part's files.
-        manifest: contents of the part; None if it has no rows, because no image was new or changed,
-            or none could be read.
+        manifest: contents of the part; None if it has no rows.
         kept: rows of the previous index that this part keeps, int64.
         report: counts of the part.
         unreadable, complete: see :class:`pab.search.index.Manifest`.

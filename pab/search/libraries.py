@@ -1,4 +1,4 @@
-"""Import libraries that only the extras ``search`` and ``ray`` install."""
+"""Import the optional libraries of the extras ``search`` and ``ray``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def library(name: str, purpose: str, extra: str = "search") -> ModuleType:
 
     Args:
         name: the module.
-        purpose: subject of the error message: what needs the module, in the plural (``videos``).
+        purpose: subject of the error message, in the plural: what needs the module (``videos``).
         extra: the extra that installs the module.
 
     Raises:

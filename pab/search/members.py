@@ -40,7 +40,7 @@ def read_member(name: str, architecture: str | None, argv: list[str], *, prog: s
 
     Args:
         name: name of the member.
-        architecture: architecture of the member (its ``--model``); None keeps the default.
+        architecture: architecture of the member; None keeps the default.
         argv: other flags of the member, including ``--config``.
         prog: name of the command, for usage and messages.
 
@@ -126,8 +126,8 @@ class Opened:
 def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
     """Split a command line at each ``--model NAME``.
 
-    Flags before the first ``--model`` apply to all members, and each later flag to the member named
-    last before it. A member is named after its model: ``MODEL``, then ``MODEL_2`` and so on.
+    Flags before the first ``--model`` apply to all members; a later flag applies to the member that
+    it follows. A member is named after its model: ``MODEL``, then ``MODEL_2`` and so on.
 
     Returns:
         The members, and the flags before the first ``--model``.
@@ -156,7 +156,7 @@ def split_members(argv: Sequence[str]) -> tuple[list[MemberChoice], list[str]]:
 
 
 def choice_of(member: Member) -> MemberChoice:
-    """Return the choice by which a member of an index was opened, to open it again."""
+    """Return the choice that opens a member of an index again."""
     return MemberChoice(member.name, member.model, member.arguments)
 
 
@@ -205,7 +205,7 @@ def check_same_model(folder: Path, member: Member, encoder: Encoder) -> None:
     A setting that only affects rounding may differ; a notice reports the difference.
 
     Raises:
-        InputError: weights, architecture or preprocessing differ.
+        InputError: another fact of the fingerprint differs, such as the weights.
     """
     check_fingerprint(folder, member, encoder.fingerprint)
 

@@ -62,7 +62,9 @@ def build_parser() -> CommandParser:
     output.add_argument(
         "--top_k", type=int, metavar="N", help=f"photographs per query (default: {TOP_K})", **once
     )
-    output.add_argument("--html", type=Path, metavar="FILE", help="write results as a page", **once)
+    output.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the results as an HTML page", **once
+    )
     output.add_argument(
         "--json", type=Path, metavar="FILE", help="write the results as JSON", **once
     )
@@ -111,7 +113,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) -> None:
-    """Reject outputs that cannot be written or would overwrite a photograph or one another."""
+    """Reject outputs that cannot be written, or would overwrite a photograph or another output."""
     outputs = {"html": args.html, "json": args.json}
     check_outputs(outputs, omit="leave out --{}")
     taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}

@@ -67,7 +67,7 @@ def write_page(path: str | Path, queries: Sequence[str], answers: Answers, unrea
 
 
 def templates(package: str) -> Environment:
-    """Load a package's templates; they escape all texts, and a missing value is an error."""
+    """Load a package's templates, with autoescape; an undefined variable is an error."""
     return Environment(
         loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,

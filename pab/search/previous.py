@@ -1,4 +1,4 @@
-"""State of an index before a run: the lock on its folder, and the rows that remain."""
+"""Lock an index for a run, and mark the rows of the index that the run keeps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LOCK = ".lock"
 
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Create the folder of an index if needed, and lock it against other runs inside the block.
+    """Create the folder of an index if needed; lock out other runs during the `with` block.
 
     Raises:
         InputError: another run has the lock, the folder holds something other than an index, or
@@ -52,7 +52,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 class Previous:
-    """Index before the run, with a mark (``keep``) for each row that remains."""
+    """Index of G rows before a run; ``keep``, bool [G], marks the rows that remain."""
 
     def __init__(self, index: Index) -> None:
         self.index, self.keep = index, np.zeros(index.rows, dtype=bool)
@@ -102,5 +102,5 @@ class Previous:
 
     @cached_property
     def contents(self) -> dict[str, int]:
-        """Map the SHA-256 of each image to its row."""
+        """Map each known SHA-256 to a row with this hash."""
         return {sha: row for row, sha in enumerate(self.hashes) if sha is not None}

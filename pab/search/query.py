@@ -212,7 +212,7 @@ class Searcher:
             queries: the queries.
             top_k: images per query, at least 1.
             filters: restrictions on the results.
-            one_to_one: assign the first places jointly, see :func:`assigned`. Other places keep
+            one_to_one: assign the first places jointly, see :func:`assigned`. The other images keep
                 their order.
 
         Raises:
@@ -235,7 +235,7 @@ class Searcher:
         return [one[:top_k] for one in hits]
 
     def similar(self, row: int, top_k: int = 20, filters: Filters = EVERYTHING) -> list[Hit]:
-        """Find the other images most like a row's image, by members with one vector per image.
+        """Find the images most similar to a row's image, by members with one vector per image.
 
         Raises:
             InputError: ``top_k`` or a filter is invalid, or no member has one vector per image.
@@ -326,7 +326,7 @@ class Searcher:
         return [one for one in found if one is not None]
 
     def _best_fused(self, parts: Mapping[str, _Parts], k: int, rows: np.ndarray | None) -> _Found:
-        """Scale and add the scores of all members, for one query."""
+        """Score all rows for one query, fuse the members, and find the k best rows."""
         of_members = {name: self._all_scores(name, one) for name, one in parts.items()}
         if len(of_members) > 1:
             scores = np.zeros(self.index.rows, dtype=np.float32)
@@ -342,7 +342,7 @@ class Searcher:
         return _Found(chosen, scores[chosen], {n: one[chosen] for n, one in of_members.items()})
 
     def _all_scores(self, name: str, parts: _Parts) -> np.ndarray:
-        """Compute the scores of all rows, float32 [G]."""
+        """Compute one member's scores of all rows, float32 [G]."""
         encoder, found = self.encoders[name], [np.empty(0, dtype=np.float32)]
         cosine = has_one_vector(encoder)
         texts = torch.from_numpy(combined(parts)[None] if cosine else parts.vectors)
@@ -390,7 +390,7 @@ def _of_one(member: str, scores: np.ndarray, rows: np.ndarray) -> _Found:
 def has_one_vector(encoder: Encoder) -> bool:
     """Return true if an encoder compares by the dot product of one vector per image.
 
-    An encoder whose own ``similarity`` is a dot product has the attribute
+    An encoder that overrides ``similarity`` with a dot product sets the attribute
     ``compares_by_dot_product``.
     """
     if type(encoder).similarity in (Encoder.similarity, BatchEncoder.similarity):
@@ -419,7 +419,7 @@ def assigned(hits: Sequence[list[Hit]]) -> list[list[Hit]]:
     """Choose the first image of each query so that no two queries have the same one.
 
     The chosen images have the largest sum of scores. If each query has at least as many results as
-    there are queries, images outside the results could not improve this sum. If the results do not
+    there are queries, images outside the results cannot improve this sum. If the results do not
     allow distinct first images, some queries keep their order, and may share their first image.
 
     Args:

@@ -104,7 +104,7 @@ def main(argv: Sequence[str]) -> None:
     searcher = Searcher(index, encoders, of_members, ann)
     filters = Filters(args.folder, args.start, args.end, args.least)
     wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
-    joint = args.one_to_one and reranker is None  # a reranker's scores decide in `reranked`
+    joint = args.one_to_one and reranker is None  # with a reranker, `reranked` assigns
     hits = searcher.search(queries, wanted, filters, one_to_one=joint)
     if reranker is not None:
         hits = reranked(

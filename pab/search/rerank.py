@@ -1,7 +1,7 @@
 """Re-rank the first images of each query with a cross encoder.
 
-A reranker reads files. The candidates are therefore written to a temporary folder, upright, so that
-images of archives and videos, and all photo formats, can be re-ranked.
+A reranker reads files. The candidates are therefore written as upright PNG files to a temporary
+folder. This also supports images of archives and videos.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def reranked(
 ) -> list[list[Hit]]:
     """Order the first images of each query by the reranker's scores; the others keep their order.
 
-    The reranker reads only the text of a query. Of equal scores, the earlier image stays first.
+    The reranker reads only the text of a query. Images with equal scores keep their order.
 
     Args:
         index: the searched index.
@@ -180,6 +180,6 @@ def pair_scores(
 
 
 def ordered(hits: Sequence[Hit], scores: Sequence[float]) -> list[Hit]:
-    """Order images by a reranker's scores; of equal scores, the earlier image stays first."""
+    """Order images by a reranker's scores; images with equal scores keep their order."""
     found = [replace(hit, rerank_score=score) for hit, score in zip(hits, scores, strict=True)]
     return sorted(found, key=lambda hit: -hit.rank_score)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.files import write_text
 
@@ -59,7 +60,7 @@ def hit_as_plain(rank: int, hit: Hit) -> dict[str, Any]:
 
 
 def print_hits(titles: Sequence[str], results: Sequence[Sequence[Hit]]) -> None:
-    """Print each query with its images: rank, score and name, one per line."""
+    """Print each query, then one line per image: rank, score and name."""
     for title, hits in zip(titles, results, strict=True):
         print(one_line(title))
         for rank, hit in enumerate(hits, start=1):
@@ -97,11 +98,12 @@ def write_unreadable(path: Path, unreadable: Mapping[str, str]) -> None:
 def print_summary(indexed: int, unreadable: int, listing: Path) -> None:
     """Print the last line of a run on stderr: the numbers of indexed and of unreadable images."""
     where = f" (listed in {listing})" if unreadable else ""
-    print(f"{indexed} images indexed, {unreadable} not readable{where}", file=sys.stderr)
+    images = counted(indexed, "image")
+    print(f"{images} indexed, {unreadable} not readable{where}", file=sys.stderr)
 
 
 def one_line(text: str) -> str:
-    """Replace control characters, such as line breaks, with escape sequences such as ``\\n``."""
+    """Replace control characters and line separators with escape sequences such as ``\\n``."""
     return "".join(
         letter.encode("unicode_escape").decode()
         if unicodedata.category(letter) in ("Cc", "Zl", "Zp")

@@ -1,8 +1,8 @@
 """Sources of images to index: a folder, a table, WebDataset archives, or videos.
 
 A source lists plain files at once. Archives and videos are containers: their images are listed when
-the container is opened. Every name begins with a file's path relative to the source, with its
-extension.
+the container is opened. The name of an image begins with the path of its file, relative to the
+root of the source.
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class FolderSource(Source):
 class TableSource(Source):
     """Images listed in a CSV or TSV table.
 
-    Their names are relative to the given folder, or else to the table's folder.
+    Image names are relative to ``folder``, or to the table's folder if ``folder`` is None.
     """
 
     def __init__(self, table: Path, columns: TableColumns, folder: Path | None) -> None:
@@ -287,7 +287,7 @@ def load_picture(entry: Entry) -> Image.Image:
     """Read an image of an index, upright and in RGB, from its file, archive or video.
 
     Raises:
-        InputError: the file is missing, cannot be decoded, or no longer contains the image.
+        InputError: the image cannot be read.
     """
     if entry.time_s is not None:
         return frame_at(entry.path, entry.time_s)

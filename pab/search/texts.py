@@ -13,11 +13,10 @@ def check_query(query: str, flag: str = "--query") -> None:
     """Reject a query without visible text.
 
     The rule for captions (:func:`pab.data.captions.has_visible`) applies, after the punctuation
-    that BLIP-2 ignores is replaced with blanks. A query is therefore valid for all models or for
-    none.
+    that BLIP-2 ignores is replaced with blanks. The check is the same for all models.
 
     Raises:
-        InputError: the query is empty, has no visible text, or is not UTF-8.
+        InputError: the query has no visible text, or cannot be encoded as UTF-8.
     """
     if not query:
         raise InputError(flag, "expected words, found an empty string")

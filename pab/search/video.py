@@ -1,7 +1,7 @@
 """Read frames of videos with PyAV, with exact time stamps.
 
 A time stamp is the presentation time of a frame, in seconds from the first frame of the video. It
-comes from the file, so it is right even for a variable frame rate. Only if the file has none, it is
+comes from the file, so it is right even for a variable frame rate. If a frame has none, its time is
 computed from the average frame rate, with a notice.
 """
 
@@ -178,7 +178,7 @@ def _times(
         else:
             raise InputError(path, "expected frames with time stamps, found none")
         number += 1
-        if time > last:  # damaged files repeat time stamps
+        if time > last:  # damaged files may repeat time stamps
             last = time
             yield time, frame
 

@@ -32,13 +32,12 @@ def encode_part(
         number: position of the task in the list of tasks.
         task: the images.
         members: the loaded members.
-        old: the index before the run, whose vectors are reused; None for a new index. Its
-            ``keep`` marks are overwritten.
+        old: the index before the run, whose vectors are reused; None for a new index.
+            ``old.keep`` is overwritten.
 
     Raises:
-        InputError: a vector is not finite or has the wrong width, or files of an index cannot be
-            read or written. Unreadable images and damaged containers are recorded in the part
-            instead.
+        InputError: the part cannot be encoded or written, for example because a vector is not
+            finite. Unreadable images and damaged containers are recorded in the part instead.
     """
     folder = job.folder / f"{number}_{uuid4().hex}"
     run = Run(folder, job.source, job.choices, lambda: members, job.settings)

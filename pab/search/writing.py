@@ -193,7 +193,7 @@ def remove_unnamed(folder: Path, manifest: Manifest) -> None:
 
 
 def with_shards(manifest: Manifest, shards: Sequence[Shard]) -> Manifest:
-    """Return the manifest with other shards; the record of the approximate index is kept."""
+    """Return the manifest with other shards and the matching ``next_number``."""
     if list(shards) == manifest.shards:
         return manifest
     following = 1 + max((shard.number for shard in shards), default=-1)

@@ -52,8 +52,8 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
         401: "The token is missing or wrong",
         404: "No such image",
         413: "The body is too large",
-        422: "The request is invalid, or the image cannot be decoded",
-        429: "The queue is full; try again after Retry-After seconds",
+        422: "The request is invalid or cannot be answered",
+        429: "The server is busy; try again after Retry-After seconds",
     }.items()
 }
 ImageIdPath = Annotated[str, Path(pattern=IMAGE_ID, description="Id of an image of a result")]

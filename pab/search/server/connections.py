@@ -14,7 +14,7 @@ _FULL = b"HTTP/1.1 503 Service Unavailable\r\nConnection: close\r\nContent-Lengt
 
 
 class Connection(H11Protocol):
-    """uvicorn's HTTP connection, with limits against clients that are slow on purpose."""
+    """uvicorn's HTTP connection, with limits against deliberately slow clients."""
 
     most = MOST_CONNECTIONS
     headers_s = HEADERS_S
@@ -25,7 +25,7 @@ class Connection(H11Protocol):
         self._unread_s = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Refuse the connection if there are too many; otherwise start the timer."""
+        """Refuse the connection if too many are open; otherwise start the timer."""
         super().connection_made(transport)
         if len(self.connections) > self.most:
             transport.write(_FULL)

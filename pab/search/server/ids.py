@@ -50,7 +50,7 @@ class Ids:
 
     @cached_property
     def _moved(self) -> tuple[np.ndarray, np.ndarray]:
-        """Hashes of all names, ascending, and their rows; computed once an id does not fit its row.
+        """Hashes of all names, ascending, and their rows; computed when an id does not fit its row.
 
         Computing them takes about one second and 16 MB per million images.
         """

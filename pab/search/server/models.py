@@ -8,11 +8,11 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool
 
 from pab.search.server.ids import IMAGE_ID
 
-LONGEST_TEXT = 2_000  # characters; the tokenizers use far fewer
+LONGEST_TEXT = 2_000  # characters; most tokenizers use far fewer
 LONGEST_NAME = 4_096  # characters; Linux allows as many bytes in a path
 MOST_MINUS = 8
 MOST_RESULTS = 100  # per request
-DEEPEST = 10_000  # results of a query, over all requests
+DEEPEST = 10_000  # maximum number of results of a query, over all of its pages
 MOST_MARKS = 5_000
 UPLOAD_ID = r"^upload-[0-9a-f]{32}$"
 

@@ -105,7 +105,7 @@ class Decoders:
 
         Raises:
             InputError: the picture cannot be decoded, or not within the limits.
-            RuntimeError: a new process did not start in time.
+            RuntimeError: a new process does not start.
         """
         try:
             worker = self._idle.get_nowait()

@@ -1,9 +1,9 @@
-"""Check every request before the application sees it.
+"""Check every HTTP request before the application handles it.
 
-The checks concern the length of the address and of the headers, the characters of the path, host,
-origin and token, and the size and duration of the body. Host and origin protect against pages of
-other sites that a browser has open. Headers of the responses stop a browser from loading or using
-what the page does not need.
+The checks concern the lengths of the address and the headers, the path, the host, the origin, the
+token, and the size and duration of the body. The checks of host and origin protect against pages of
+other sites that a browser has open. Headers of the responses prevent a browser from loading or
+using what the page does not need.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pab.search.results import one_line
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 SHORTEST_TOKEN = 12  # characters
 COOKIE = "pab_search"
-OPEN_PATHS = ("/login", "/static/")  # paths that need no token
+OPEN_PATHS = ("/login", "/static/")  # prefixes of paths that need no token
 SMALL_BODY = 64 << 10  # bytes; queries and logins
 MARKS_BODY = 16 << 20  # bytes; 5,000 marks with long texts
 UPLOAD_BODY = 20 << 20  # bytes of an uploaded image
@@ -87,9 +87,9 @@ class Access:
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.token.encode())
 
     def allows(self, headers: Headers) -> bool:
-        """Return true if no token is needed, or if a request has it.
+        """Return true if no token is needed, or the request has the token or a session cookie.
 
-        A request has the token in the header Authorization, or a session cookie instead.
+        The token is in the header Authorization.
         """
         if self.token is None:
             return True
@@ -115,7 +115,7 @@ class Guard:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Check a request; pass it on with its whole body, or refuse it.
 
-        A GET request for a page without the token is redirected to the login page.
+        An unauthorized GET request for a page is redirected to the login page.
         """
         if scope["type"] != "http":
             await self.app(scope, receive, send)
@@ -181,8 +181,8 @@ def check_target(scope: Scope) -> None:
     """Refuse addresses and headers that are longer than the page needs, and unprintable paths.
 
     Raises:
-        Refused: path and query together, or the headers, are too long, or the path has characters
-            that cannot be printed, such as control characters.
+        Refused: path and query together, or the headers, are too long, or the path has
+            unprintable characters, such as control characters.
     """
     path = scope["path"]
     if len(path) + len(scope["query_string"]) > LONGEST_TARGET:
@@ -190,13 +190,13 @@ def check_target(scope: Scope) -> None:
     if sum(len(name) + len(value) for name, value in scope["headers"]) > LONGEST_HEADERS:
         raise Refused(431, f"expected headers of at most {LONGEST_HEADERS:,} bytes")
     if not path.isprintable():
-        raise Refused(400, "expected an address without control characters")
+        raise Refused(400, "expected an address of printable characters")
 
 
 def check_host(headers: Headers, access: Access) -> None:
     """Refuse names of other sites that resolve to this server (DNS rebinding).
 
-    A token protects against them too, so with a token any name is accepted.
+    A token protects against this attack too, so with a token any name is accepted.
 
     Raises:
         Refused: the header Host is missing, or names another site and the server has no token.
@@ -282,8 +282,8 @@ async def _received(receive: Receive, limit: int) -> bytes | None:
 
 async def _answer(send: Send, refused: Refused) -> None:
     body = json.dumps({"error": refused.problem}).encode()
-    # The rest of a refused body is discarded until `connections` closes the connection. Closing it
-    # at once would reset it before the client has read the answer.
+    # The rest of a refused body is discarded until `connections` closes the connection. If the
+    # server closed it at once, the client might not receive the answer.
     headers = [
         (b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()),
     ]  # fmt: skip

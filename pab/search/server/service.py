@@ -47,7 +47,7 @@ CACHED_PICTURES = 16 << 20
 CACHED_UPLOADS = 32 << 20  # about 2 to 10 photographs with a short side of 1,024 px or more
 MOST_FOLDERS = 500
 ANN_STEP = 256  # results of the first approximate search; enough for six pages of 40
-ANN_GROWTH = 4  # ratio of the number of results of an approximate search to the previous one's
+ANN_GROWTH = 4  # each further search requests this many times as many results
 
 
 class UnknownImageError(Exception):
@@ -98,8 +98,7 @@ class Service:
         second_look: re-ranks results; None without a reranker.
 
     Raises:
-        InputError: the index has become unreadable, or the approximate index cannot be used: it is
-            damaged, or FAISS is not installed.
+        InputError: the index or its approximate index cannot be used.
     """
 
     def __init__(
@@ -153,7 +152,7 @@ class Service:
         Raises:
             QueryError: the query is invalid, its upload cannot be decoded, or re-ranking fails.
             UnknownImageError: the id of the query's image is unknown.
-            InputError: the index, the file of an indexed query image, or the model cannot be used.
+            InputError: the index, an image of the index, or a model cannot be used.
         """
         filters = Filters(request.folder, request.start_s, request.end_s, request.least)
         _check(request, upload, filters)
@@ -228,8 +227,8 @@ class Service:
         except InputError as error:
             log(error)  # its text may name files, which the client must not learn
             raise QueryError(
-                "rerank: the first images cannot be re-ranked for this text, see the server's log; "
-                'search without a second look ("rerank": false)'
+                "rerank: the first images cannot be re-ranked for this text; see the server's log, "
+                'or search without a second look ("rerank": false)'
             ) from error
 
     # ---------------------------------------------------------------------------------- pictures
@@ -285,7 +284,7 @@ class Service:
     # -------------------------------------------------------------------------- other requests
 
     def folders(self) -> Folders:
-        """List the folders of the images; all names are read once per index.
+        """List the folders of the images; all names are read once per state of the index.
 
         Raises:
             InputError: see :attr:`index`.
@@ -337,7 +336,10 @@ class Service:
 
 
 def folders_of(index: Index) -> Folders:
-    """List the folders that contain images; if there are too many, those nearest to the source."""
+    """List the folders that contain images, also in subfolders.
+
+    At most :data:`MOST_FOLDERS` are listed: those nearest to the root of the source.
+    """
     found: set[str] = set()
     for name in index.names:
         folder = name.rpartition("/")[0]
@@ -376,7 +378,7 @@ def _found(opened: Opened, wanted: int, search: Callable[[int], list[Hit]]) -> l
 
     Args:
         opened: the searched index.
-        wanted: minimum number of images to find, if the index has as many.
+        wanted: minimum number of images to find, if there are as many.
         search: function that finds a number of images, best first.
     """
     if opened.searcher.ann is None:

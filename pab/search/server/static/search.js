@@ -96,7 +96,7 @@ async function run(query, { file = null } = {}) {
     keepPage(shownKey, shown);
     fillGrid(shown);
     if (!answer.results.length) showNothing(query);
-    else say(`Pictures searched: ${answer.indexed.toLocaleString("en")}, in ${(answer.milliseconds / 1000).toFixed(2)} s`);
+    else say(`Pictures in the index: ${answer.indexed.toLocaleString("en")}. Time of the search: ${(answer.milliseconds / 1000).toFixed(2)} s.`);
   } catch (error) {
     if (error.name !== "AbortError") showError(error, () => run(query, { file }));
   }
@@ -152,7 +152,7 @@ function watchEnd() {
   observer.unobserve($("sentinel"));
   if (shown?.next !== null) observer.observe($("sentinel")); // loads at once if the end is in view
   $("all").hidden = !shown?.results.length || shown.next !== null;
-  $("all").textContent = `There are no more pictures (${shown?.results.length.toLocaleString("en")} shown).`;
+  $("all").textContent = `Pictures shown: ${shown?.results.length.toLocaleString("en")}.`;
 }
 
 function addTiles(results) {
@@ -198,13 +198,13 @@ function showTrouble(title, text, button, action) {
 
 function showNothing(query) {
   const filtered = FILTERS.some((name) => query[name]);
-  const text = filtered ? "No picture of the index passes these filters." : "The index has no picture for this query.";
+  const text = filtered ? "No picture for this query passes the filters." : "The index has no picture for this query.";
   showTrouble("Nothing found", text, filtered ? "unfilter" : "", () => go({ ...query, folder: "", start: "", end: "", least: "" }));
 }
 
 function showError(error, again) {
   if (error instanceof Refusal && error.status === 404) {
-    showTrouble("The picture of this link is gone", "An uploaded picture is kept only for a while. Drop it on the page again.", "");
+    showTrouble("The picture of this query is not available", "The index may have changed, or an uploaded picture may have expired. Search with the picture again.", "");
   } else if (error instanceof Refusal && error.status < 500 && error.status !== 429) {
     showTrouble("This query cannot be answered", error.message, "");
   } else if (error instanceof Refusal) {
@@ -299,7 +299,7 @@ function readMarks() {
   try {
     const found = JSON.parse(localStorage.getItem(MARKS_KEY) ?? "[]");
     return Array.isArray(found) ? found : [];
-  } catch { return []; } // the browser forbids storage, or the value is not ours
+  } catch { return []; } // the browser forbids storage, or the value is invalid
 }
 
 function keepMarks() {

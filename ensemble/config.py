@@ -222,7 +222,14 @@ class FusionConfig(LabelConfig):
                 first = not found and number == 0
                 default = 1.0 if first or self.finds_weights else None
                 found.append(parse_member(text, weights, default))
-            unknown = sorted(weights.keys() - {member.name for member in found})
+            given = {member.name for member in found}
+            flags = {"uit": "beit3_weight", "blip2": "blip2_weight", "clip": "clip_weight"}
+            others = {text.partition("=")[0] for text in self.member}
+            for name in sorted(weights.keys() & flags.keys() & given - others):
+                raise InputError(
+                    "--member_weights", f"{name!r} is not a --member", todo=f"set --{flags[name]}"
+                )
+            unknown = sorted(weights.keys() - given)
             if unknown:
                 notice("--member_weights", f"no --member has the name {unknown[0]!r}: ignored")
             return found

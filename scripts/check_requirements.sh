@@ -6,14 +6,15 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 shared=(pab pab.layout pab.mini pab.mini.contact_sheet pab.evaluate pab.compare pab.scores
-    pab.export_weights ensemble.run ensemble.search ensemble.protocol ensemble.published
-    ensemble.report)
+    pab.export_weights pab.core.launch ensemble.run ensemble.search ensemble.mine
+    ensemble.protocol ensemble.published ensemble.report)
 declare -A commands=(
     [requirements_lhp.txt]="lhp.train lhp.infer lhp.train_tokenizer ${shared[*]}"
     [requirements_uit.txt]="uit.run uit.train uit.infer uit.make_vocabulary ${shared[*]}
         pab.fetch pab.scoring pab.search pab.encoders.train_clip_tokenizer
-        scripts/clip_infer.py scripts/blip2_infer.py
-        scripts/finetune_clip.py scripts/finetune_blip2.py scripts/finetune_reranker.py"
+        pab.encoders.st.make_small scripts/clip_infer.py scripts/blip2_infer.py
+        scripts/embed_infer.py scripts/rerank_infer.py scripts/finetune_clip.py
+        scripts/finetune_blip2.py scripts/finetune_embedder.py scripts/finetune_reranker.py"
 )
 python=${PYTHON:-python3.11}
 for file in "${!commands[@]}"; do

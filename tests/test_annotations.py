@@ -384,7 +384,7 @@ def test_other_encodings_with_a_byte_order_mark(
     path.write_text(lines({"query_index": "é", "caption": "a"}), encoding=encoding)
     assert read_retrieval(path).queries == [Query("é", "a")]
     assert f"query.json: is read as {encoding.upper()}" in capsys.readouterr().err
-    path.write_text("b\na\n", encoding=encoding)
+    path.write_text("b\n\xa0\na\n", encoding=encoding)
     assert read_query_order(path) == ["b", "a"]
     path.write_bytes(path.read_bytes() + b"\x00")
     with pytest.raises(

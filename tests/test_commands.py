@@ -52,6 +52,12 @@ def test_every_command_is_listed_and_exists() -> None:
     assert found == {*ALL}
 
 
+def test_every_python_command_is_run_with_the_requirements() -> None:
+    script = (ROOT / "scripts" / "check_requirements.sh").read_text(encoding="utf-8")
+    named = set(re.findall(r"[\w./]+", script))
+    assert {command.split()[-1] for command in PYTHON} - named == set()
+
+
 def test_the_list_names_each_command_in_a_line_and_imports_no_torch() -> None:
     code = (
         "import sys; from pab.__main__ import main; main([])\n"

@@ -226,6 +226,9 @@ def test_unused_weights_may_be_omitted(
     printed = capsys.readouterr().err
     assert "note: --member: weights have no effect with --fusion reciprocal_rank" in printed
     assert "note: --scaling: has no effect with --fusion reciprocal_rank" in printed
+    published = ["--beit3_score", files["a"], "--uit_score", files["b"]]
+    with pytest.raises(InputError, match=r"'uit' is not a --member; set --beit3_weight"):
+        fused(tmp_path, *published, "--member_weights", "uit:0.2")
     fused(tmp_path, *first, "--member_weights", "z:0.5")
     assert "no --member has the name 'z': ignored" in capsys.readouterr().err
 

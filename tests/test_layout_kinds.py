@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pillow_heif
 import pytest
 import torch
 from PIL import Image
@@ -242,6 +243,16 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
         ["columns: where, words"],
         "python scripts/clip_infer.py --annotation {path} --image_folder FOLDER "
         "--csv_image_key COLUMN --csv_caption_key COLUMN",
+    ),
+    "wide.txt": (
+        lambda path: path.write_bytes("q1\nq0\n".encode("utf-32")),
+        ["a list of ids", "2 ids, q1 ... q0"],
+        "python -m ensemble.run --query_order {path} ...",
+    ),
+    "x.heic": (
+        lambda path: pillow_heif.from_pillow(Image.new("RGB", (64, 48))).save(path),
+        ["an image", "HEIF, 64 x 48 pixels"],
+        'python -m pab.search --model clip --image_folder {folder} --query "TEXT"',
     ),
     "x.jpg": (
         picture,

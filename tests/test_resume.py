@@ -323,7 +323,15 @@ def test_without_links_no_previous_state_is_kept(
     assert "is not kept: Operation not permitted" in capsys.readouterr().err
 
 
-def test_the_resumed_state_replaces_a_damaged_last_state(folder: Path) -> None:
+@pytest.mark.parametrize("links", [True, False])
+def test_the_resumed_state_replaces_a_damaged_last_state(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, links: bool
+) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:
+        monkeypatch.setattr("os.link", refuse)
     cut(folder / LAST)
     replace_damaged_last(ResumePoint(folder / PREVIOUS, True, {}, {}, {}))
     assert load_training_state(folder / LAST).step == 18

@@ -95,6 +95,7 @@ def test_slice_of_a_large_matrix_is_saved_alone(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"scores": torch.zeros(12)}, "scores: expected a matrix [queries, gallery] of floating"),
+        ({"scores": torch.zeros(3, 0)}, "scores: expected scores of at least one query and one"),
         ({"scores": torch.zeros(3, 4).long()}, "floating-point scores, found int64 [3, 4]"),
         ({"scores": torch.zeros(3, 4).to_sparse()}, "found float32 [3, 4], sparse"),
         ({"scores": [[0.0] * 4] * 3}, "scores: expected a tensor or a NumPy array, found list"),

@@ -159,6 +159,20 @@ def test_typing_shows_results_and_scrolling_loads_more(opened: Open) -> None:
     assert "Pictures shown: 101" in page.inner_text("#all")
 
 
+def test_scrolling_after_a_failed_load_loads_more(opened: Open) -> None:
+    page = opened(allowed="ERR_FAILED")
+    search(page, "a red thing")
+    count_becomes(page, 40)
+    page.route("**/api/search", lambda route: route.abort())
+    page.mouse.wheel(0, 20_000)
+    becomes(page, "document.body.innerText.includes('Scroll to load more pictures')")
+    assert not page.is_visible("#all")
+    page.unroute("**/api/search")
+    page.mouse.wheel(0, -2_000)
+    page.mouse.wheel(0, 20_000)
+    becomes(page, f"document.querySelectorAll('{TILES}').length > 40")
+
+
 def test_back_restores_results_and_scroll_position(opened: Open) -> None:
     page = opened()
     search(page, "red")

@@ -259,6 +259,13 @@ def test_missing_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(nltk.data, "path", [])
     with pytest.raises(InputError, match="no_synonyms"):
         WordNet(tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "corpora" / "wordnet").mkdir(parents=True)
+    monkeypatch.setattr(nltk.data, "path", [str(elsewhere)])
+    with pytest.raises(
+        InputError, match=f"{tmp_path}/corpora/wordnet: WordNet's files are missing"
+    ):
+        WordNet(tmp_path)  # does not use the files of NLTK's search path
 
 
 def test_the_fingerprint_of_wordnet_depends_on_its_files(

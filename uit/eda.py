@@ -54,8 +54,7 @@ class WordNet:
     Each process opens its own files, because loader workers must not share file positions.
 
     Args:
-        folder: NLTK data folder with ``corpora/wordnet``, searched before NLTK's search path; None
-            searches only that path.
+        folder: NLTK data folder with ``corpora/wordnet``; None uses NLTK's search path.
 
     Raises:
         InputError: the files are missing or cannot be read.
@@ -72,9 +71,8 @@ class WordNet:
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
         try:
-            if self._folder is not None and str(self._folder) not in nltk.data.path:
-                nltk.data.path.insert(0, str(self._folder))
-            root = nltk.data.find("corpora/wordnet")
+            paths = None if self._folder is None else [str(self._folder)]
+            root = nltk.data.find("corpora/wordnet", paths)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # other languages are not needed
                 reader = WordNetCorpusReader(root, None)

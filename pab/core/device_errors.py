@@ -79,11 +79,12 @@ def _is_out_of_memory(error: BaseException) -> bool:
 
 def _peak(device: torch.device) -> str:
     """Describe this process's peak memory (MPS: current memory) and the device's memory."""
+    kind = "peak"
     if device.type == "cuda":
         card = torch.cuda.get_device_properties(device)
         used, total, name = torch.cuda.max_memory_allocated(device), card.total_memory, card.name
     elif device.type == "mps":
-        used, name = torch.mps.driver_allocated_memory(), "the GPU"
+        kind, used, name = "in use", torch.mps.driver_allocated_memory(), "the GPU"
         total = torch.mps.recommended_max_memory()
     elif sys.platform == "win32":
         return "the machine's memory is used up"
@@ -93,7 +94,7 @@ def _peak(device: torch.device) -> str:
         unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
         used, name = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit, "this machine"
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return f"peak {used / GB:.1f} GB of the {total / GB:.1f} GB of {name}"
+    return f"{kind} {used / GB:.1f} GB of the {total / GB:.1f} GB of {name}"
 
 
 def check_shared_memory(num_workers: int, sample_bytes: int, batch_size: int, samples: int) -> None:

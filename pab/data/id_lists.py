@@ -31,6 +31,8 @@ def read_id_list(path: str | Path, what: str = "a list of ids, one per line") ->
     first_seen: dict[str, int] = {}
     for number, _, raw in lines(path):
         name = utf8_text(raw, path, f"line {number}").strip()
+        if not name:  # only blanks that are not ASCII
+            continue
         if name in first_seen:
             problem = f"expected every id once, found {name!r} already on line {first_seen[name]}"
             raise InputError(path, problem, item=f"line {number}")

@@ -239,7 +239,7 @@ def matrix_of(value: Any, path: Path, item: str) -> Tensor:
     higher is not better.
 
     Raises:
-        InputError: the value is not a matrix, not floating point, or sparse.
+        InputError: the value is not a matrix, not floating point, sparse, or empty.
     """
     import torch
 
@@ -252,6 +252,9 @@ def matrix_of(value: Any, path: Path, item: str) -> Tensor:
         problem = f"expected a matrix [queries, gallery] of floating-point scores, found {found}"
         todo = "save float32 scores, higher for better matches"
         raise InputError(path, problem, item=item, todo=todo)
+    if 0 in value.shape:
+        problem = f"expected scores of at least one query and one image, found {_kind(value)}"
+        raise InputError(path, problem, item=item)
     if isinstance(value, torch.Tensor):
         return value.detach()
     if not value.dtype.isnative:

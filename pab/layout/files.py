@@ -13,6 +13,7 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
+from pab.core.text_files import wide_encoding
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_id_list
 from pab.data.image_paths import data_root, is_photo_name
@@ -20,6 +21,7 @@ from pab.data.json_lines import entries, head_of, json_object
 from pab.data.json_lines import lines as raw_lines
 from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
+from pab.data.photos import PHOTO_FORMATS
 from pab.data.tables import SEPARATORS, TableColumns
 from pab.formats.runs import is_trec_run
 from pab.formats.tables import separator_of
@@ -85,7 +87,7 @@ def _tensors(path: Path) -> Found:
 
 def _picture(path: Path) -> Found:
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=PHOTO_FORMATS) as image:
             facts = (f"{image.format}, {image.width} x {image.height} pixels",)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         problem = f"expected an image, found none or a damaged one ({error})"
@@ -133,7 +135,7 @@ def _text(path: Path) -> Found:
     raw = head_of(path, _HEAD)
     if not raw:
         raise _unknown(path, "an empty file")
-    encoding = "utf-16" if raw[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
+    encoding = wide_encoding(raw) or "utf-8-sig"
     try:
         head = raw.decode(encoding, errors="strict" if len(raw) < _HEAD else "ignore").lstrip()
     except UnicodeDecodeError as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Set
@@ -371,10 +372,9 @@ def replace_damaged_last(point: ResumePoint) -> None:
     Otherwise, the next save would make the damaged file the previous state.
     """
     if point.path.name == PREVIOUS:
-        link = point.path.parent / f".{LAST}.link"
-        link.unlink(missing_ok=True)
-        os.link(point.path, link)
-        link.replace(point.path.parent / LAST)
+        copy = point.path.parent / f".{LAST}.copy"
+        shutil.copyfile(point.path, copy)  # not a link: some file systems have none
+        copy.replace(point.path.parent / LAST)
 
 
 def prepare_folder(output: Path, point: ResumePoint | None) -> None:

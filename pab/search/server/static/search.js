@@ -114,20 +114,20 @@ async function loadMore() {
   const page = shown;
   if (!page || page.next === null || page.busy) return;
   page.busy = true;
+  let failed = false;
   try {
     const answer = await askSearch(requestOf(page.query, page.next), null, loading?.signal);
     page.results.push(...answer.results);
     page.next = answer.next;
     if (page === shown) addTiles(answer.results);
   } catch (error) {
-    if (error.name !== "AbortError" && page === shown) {
-      say(`No more pictures could be loaded: ${error.message}`);
-      page.next = null;
-    }
-  } finally {
-    page.busy = false;
-    if (page === shown) watchEnd();
+    failed = error.name !== "AbortError";
+    if (failed && page === shown) say(`${error.message} Scroll to load more pictures.`);
   }
+  page.busy = false;
+  if (page !== shown) return;
+  if (failed) window.addEventListener("scroll", watchEnd, { once: true });
+  else watchEnd();
 }
 
 function keepPage(key, page) {

@@ -76,9 +76,7 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Callable[[st
 
 
 @pytest.mark.parametrize("what", EMPTY)
-def test_a_caption_without_visible_characters_is_rejected(
-    what: str, encoders: dict[str, Callable[[str], int]]
-) -> None:
+def test_a_caption_without_visible_characters_is_rejected(what: str) -> None:
     assert not has_visible(EMPTY[what])
     assert has_visible("a man " + EMPTY[what])
 

@@ -463,28 +463,21 @@ def test_losses_in_bf16_are_close_to_float32(runs: Runs, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])
 def test_a_table_trains_and_scores(
-    runs: Runs, kind: str, tiny_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    runs: Runs, kind: str, data_copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    table = tmp_path / "pairs.csv"
-    rows = [
-        f'{tiny_data}/{pair.image},"{pair.caption}"'
-        for pair in TrainingSet.open(tiny_data, cache_dir=tmp_path / "cache")
-    ]
+    pairs = TrainingSet.open(data_copy, cache_dir=tmp_path / "cache")
+    rows = [f'{data_copy}/{pair.image},"{pair.caption}"' for pair in pairs]
     again = rows[0].replace(',"', ',"Again: ')  # a second caption of one image
+    table = data_copy / "pairs.csv"
     table.write_text("\n".join(["filepath,title", *rows, again]) + "\n")
-    shards = {"data_path": tiny_data, "train_shards": "pairs.csv"}
-    (tiny_data / "pairs.csv").write_text(table.read_text())
-    try:
-        out = runs(kind, "table", epochs=1, val_pairs=4, **shards)
-        capsys.readouterr()
-        main = {"clip": clip_infer.main, "blip2": blip2_infer.main}[kind]
-        own = {k: v for k, v in runs.own[kind].items() if k != "input_size"}
-        main([
-            *(word for k, v in own.items() for word in (f"--{k}", str(v))),
-            "--pretrained", str(out / FINAL), "--annotation", str(tiny_data / "pairs.csv"),
-            "--num_workers", "0", "--device", "cpu", "--save_score", "none",
-            "--output_file", "none",
-        ])  # fmt: skip
-    finally:
-        (tiny_data / "pairs.csv").unlink()
+    out = runs(
+        kind, "table", epochs=1, val_pairs=4, data_path=data_copy, train_shards="pairs.csv"
+    )  # fmt: skip
+    capsys.readouterr()
+    main = {"clip": clip_infer.main, "blip2": blip2_infer.main}[kind]
+    main([
+        *(word for k, v in runs.own[kind].items() for word in (f"--{k}", str(v))),
+        "--pretrained", str(out / FINAL), "--annotation", str(table), "--num_workers", "0",
+        "--device", "cpu", "--save_score", "none", "--output_file", "none",
+    ])  # fmt: skip
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["all", "25"]

@@ -70,7 +70,7 @@ def features_of_a_node(
     }
     processes.barrier()
     if processes.rank() == 0:
-        found.tokens[0] = 99.0  # seen by the processes that share the file
+        found.tokens[0] = 99.0  # visible to the processes that share the file
     processes.barrier()
     return result | {"shared": bool((found.tokens[0] == 99.0).all())}
 

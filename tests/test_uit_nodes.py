@@ -1,7 +1,7 @@
 """UIT's gallery features on several nodes equal those that a single process computes.
 
-Nodes are simulated by processes whose temporary folders differ, as on machines without a shared
-folder, and by torchrun's node rank (``GROUP_RANK``) for machines that share a folder.
+Processes with different temporary folders stand for machines without a shared folder. torchrun's
+node rank (``GROUP_RANK``) distinguishes machines that share a folder.
 """
 
 from __future__ import annotations

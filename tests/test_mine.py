@@ -28,7 +28,7 @@ CAPTIONS = ["walks", "falls", "walks a dog", "hits a dog", "runs", "runs"]
 # The comments below give the rank of each query's right image.
 SCORES = torch.tensor(
     [
-        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],  # a0: first; wrong: the twin a1, b0, b1
+        [0.9, 0.8, 0.7, 0.6, 0.5, 0.4],  # a0: first; its twin a1 is second
         [0.9, 0.2, 0.8, 0.7, 0.6, 0.5],  # a1: last
         [0.1, 0.2, 0.8, 0.3, 0.9, 0.4],  # b0: second, behind c0; its twin b1 is fourth
         [0.9, 0.1, 0.2, 0.8, 0.3, 0.4],  # b1: second, behind a0

@@ -340,7 +340,7 @@ def test_modules_imported_late_do_not_keep_the_group(tmp_path: Path) -> None:
 
 
 def lose_the_other(folder: Path) -> dict[str, Any]:
-    """Fail in process 1 while process 0 waits; each keeps its error, as an exiting program does."""
+    """Fail in process 1 while process 0 waits; check the group while the exception still exists."""
     group = reference_to_group()
     try:
         with processes.joined(CPU):

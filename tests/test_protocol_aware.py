@@ -177,7 +177,7 @@ def test_no_collision_changes_nothing() -> None:
 
 
 def total(chosen: tuple[int, ...], columns: Tensor, worth: Tensor, slack: float) -> float:
-    """Return the utility of one place per query (-1: slack); -inf if two queries own an image."""
+    """Return the utility of one place per query (-1: slack); -inf if queries share an image."""
     owned = [int(columns[row, place]) for row, place in enumerate(chosen) if place >= 0]
     if len(set(owned)) < len(owned):
         return -float("inf")

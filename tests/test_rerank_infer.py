@@ -141,7 +141,7 @@ def test_both_backends_agree_without_the_librarys_settings(
 def test_token_ids_that_the_folder_lacks_come_from_the_tokenizer(
     folder: Path, tmp_path: Path, scored: Scored, backend: str
 ) -> None:
-    """A published folder names a wrong path for the module that holds them."""
+    """A published folder names a wrong path for the module with the token ids."""
     lacking = Path(shutil.copytree(folder, tmp_path / "lacking"))
     modules = json.loads((lacking / "modules.json").read_text())
     modules[1]["path"] = "wrong"
@@ -331,7 +331,7 @@ def rerank_in_group(words: list[str], _: Path) -> dict[str, Any]:
 @pytest.mark.distributed
 @pytest.mark.slow
 def test_two_processes_score_as_one(scored: Scored, words: Words, tmp_path: Path) -> None:
-    """The batches are divided among the processes before a backend sees them."""
+    """The division of the batches among the processes does not depend on the backend."""
     one = scored("one")
     run_in(2, partial(rerank_in_group, words("two")), tmp_path)
     two = load_scores(tmp_path / "two.pt")

@@ -95,7 +95,7 @@ def test_the_index_finds_what_exact_search_finds(
         assert (np.diff(some) <= 0).all()
     held = index.vectors("clip", np.arange(2000)).astype(np.float32)
     own = np.mean([ann.search(held[row], 1)[1][0] == row for row in range(0, 2000, 7)])
-    assert own > 0.95  # every row is there, even the held-out ones
+    assert own > 0.95  # the index also contains the held-out rows
 
 
 @pytest.mark.parametrize("kind", ann_module.KINDS)

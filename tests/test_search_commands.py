@@ -41,7 +41,7 @@ def test_flags_are_split_by_member() -> None:
 
 @pytest.mark.slow
 def test_a_killed_command_continues(tmp_path: Path) -> None:
-    """Kill a real run after its first block."""
+    """Kill a real run after at least one block."""
     photos, out = tmp_path / "photos", tmp_path / "index"
     for number in range(60):
         draw(photos / f"{number:02}.jpg", number, normal=True)
@@ -142,7 +142,7 @@ def test_several_members_queries_and_reranking(
 
 
 def test_reranking_gives_the_scores_of_uit(indexed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pictures are small, upright JPEGs, which the scoring command reads identically."""
+    """The pictures are small, upright JPEGs, so search and scoring read the same pixels."""
     monkeypatch.chdir(ROOT)
     out, found = indexed.with_name("index"), indexed.with_name("found.json")
     main(

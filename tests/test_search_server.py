@@ -305,7 +305,7 @@ def test_the_command_serves_until_it_is_interrupted(
     main(["index", *clip, *folders, "--out", str(tmp_path / "index")])
     words = [sys.executable, "-m", "pab.search", "serve", "--index", str(tmp_path / "index")]
     flags = ["--port", "0", "--token", TOKEN, "--parallel", "1", "--example", "a red coat"]
-    # A shell starts its background jobs, which may be these tests, with SIGINT ignored.
+    # SIGINT is ignored if these tests run in a background job of a shell.
     allow = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     with subprocess.Popen(
         [*words, *flags], stderr=subprocess.PIPE, text=True, preexec_fn=allow

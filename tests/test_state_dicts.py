@@ -131,7 +131,7 @@ def test_model_is_preferred_to_model_ema(
     assert capsys.readouterr().err == "note: w.pth: weights under model are read, not model_ema\n"
     assert same(model_state({"model_ema": average}, "w.pth"), average)
     settings: dict[str, Any] = {"model": {"width": 3}, "state_dict": raw}
-    assert same(model_state(settings, "w.pth"), raw)  # settings under that name hold no weights
+    assert same(model_state(settings, "w.pth"), raw)  # `model` contains settings, not weights
     assert capsys.readouterr().err == ""
 
 

@@ -1,6 +1,6 @@
 """Host reads and kernels of a training step on a GPU, counted with fake CUDA tensors.
 
-Tests replace the backward pass and set the gradients by hand, so that only the step is counted.
+Autograd's backward pass is not counted: tests set the gradients instead.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def steps_of_pairs(
     trace: Trace, run: Run, vectors: Callable[[PairBatch], Tensor], scale: Callable[[], Tensor],
     chunk: int, side: int, monkeypatch: pytest.MonkeyPatch,
 ) -> int:  # fmt: skip
-    """Count the host reads of one contrastive step: both passes, update, average, log."""
+    """Count the host reads of a contrastive step, except those of autograd's backward pass."""
     calls = []
 
     def backward(self: Tensor, gradient: Tensor | None = None) -> None:

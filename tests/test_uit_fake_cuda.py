@@ -67,7 +67,7 @@ def test_a_planted_cpu_tensor_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class SameThread:
-    """Thread pool that works in the calling thread, because fake tensors belong to one thread."""
+    """Thread pool that works in the calling thread, because other threads have no fake tensors."""
 
     def __init__(self, threads: int) -> None:
         del threads
@@ -102,7 +102,7 @@ def test_re_ranking_never_waits_for_a_copy(
     tokenizer = Tokenizer(ROOT / "checkpoints/mini/bert", 72, 72)
     rows = [tokenizer.encode("a man in a red coat " * (1 + i // 40)) for i in range(queries)]
     chosen = k * (np.arange(queries)[:, None] // 20) + np.arange(k)  # 20 queries share k images
-    # Not a fake tensor, which has no values
+    # A fake tensor would have no values.
     candidates: Any = SimpleNamespace(numpy=lambda: chosen, shape=chosen.shape)
     fake_gpu.setattr("uit.rerank.IMAGES_A_GROUP", k)
     fake_gpu.setattr("uit.rerank.free_memory", lambda _: RESERVED + free)

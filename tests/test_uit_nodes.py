@@ -1,7 +1,7 @@
 """UIT's gallery features on several nodes equal those that a single process computes.
 
-Nodes are simulated by processes whose temporary folders differ, as on machines without a shared
-folder, and by torchrun's node rank (``GROUP_RANK``) for machines that share a folder.
+Processes with different temporary folders stand for machines without a shared folder. torchrun's
+node rank (``GROUP_RANK``) distinguishes machines that share a folder.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def features_of_a_node(
     }
     processes.barrier()
     if processes.rank() == 0:
-        found.tokens[0] = 99.0  # seen by the processes that share the file
+        found.tokens[0] = 99.0  # visible to the processes that share the file
     processes.barrier()
     return result | {"shared": bool((found.tokens[0] == 99.0).all())}
 

@@ -40,7 +40,10 @@ def model_of(sync_batch_norm: bool) -> Uit:
 
 
 def batch(step: int) -> UitBatch:
-    """Return eight pairs; the first have more hidden pieces, so a mean of means would differ."""
+    """Return eight pairs, the first with more hidden pieces.
+
+    The mean of the processes' means therefore differs from the mean over all pieces.
+    """
     generator = torch.Generator().manual_seed(step)
     size = MODELS["uit_debug"].swin.image_size
     labels = torch.full((PAIRS, 4), NO_LABEL)

@@ -1,4 +1,4 @@
-"""The counted cost of vision-language models equals that of transformers' own forward pass."""
+"""Counted cost of vision-language models, compared with transformers' own forward pass."""
 
 from __future__ import annotations
 

@@ -56,7 +56,7 @@ def noise(width: int, height: int, seed: int) -> Image.Image:
 
 
 def images_of_many_sizes(count: int) -> list[Image.Image]:
-    """Draw images of different sizes, and so of different numbers of tokens."""
+    """Draw images of up to 15 sizes, and so of several numbers of tokens."""
     return [noise(40 + 37 * (i % 5), 50 + 23 * (i % 3), i) for i in range(count)]
 
 

@@ -182,7 +182,7 @@ def printed_row(*cells: str) -> str:
 
 
 def table_row(name: str, found: Evaluation, before: Evaluation | None) -> str:
-    """Format a table row: metrics with intervals, and the paired gain in R@1."""
+    """Format and print a table row: metrics with intervals, and the paired gain in R@1."""
     figures, bounds = found.summary(), found.intervals()
     cells = [f"{figures[m]:.2f} ({bounds[m][0]:.1f} to {bounds[m][1]:.1f})" for m in METRICS]
     over = "-" if before is None else gain(before.metrics, found.metrics)
@@ -198,7 +198,7 @@ def gain(before: Metrics, found: Metrics) -> str:
 def seeds_row(
     name: str, runs: list[dict[str, float]], spread: Callable[[Sequence[float]], str]
 ) -> str:
-    """Format a table row: mean and spread of each metric over the runs."""
+    """Format and print a table row: mean and spread of each metric over the runs."""
     columns = zip(*(run.values() for run in runs), strict=True)
     return printed_row(name, *(f"{statistics.mean(v):.2f} ({spread(v)})" for v in columns))
 

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from pab.core.progress import write_line
 
 STAYS_OUT = -1
-# From this number of pairs on, the solver takes seconds: 6 s for 1,978 x 1,978 on one core.
+# Announce matchings of this size, which can take seconds (docs/log.md: 3.84 s for 1,978 x 1,978).
 ANNOUNCED_PAIRS = 1_000_000
 
 

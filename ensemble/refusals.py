@@ -1,4 +1,4 @@
-"""Refuse test sets where weights, stages or training questions are chosen."""
+"""Refuse test sets in commands that choose settings of the fusion or mine training data."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ from pab.data.json_lines import json_document
 
 WEIGHTS = (".pth", ".safetensors")  # extensions of files that must contain weights
 COMMIT = re.compile("[0-9a-f]{0,40}")  # a commit, its first digits, or no revision
-NO_WEIGHTS = (Kind.CUT, Kind.EMPTY, Kind.OTHER)
+NO_FILE = (Kind.CUT, Kind.EMPTY, Kind.PAGE)  # results of failed downloads
 MANIFEST = "manifest.json"  # in the checkpoint folder: path -> size and hash after the download
 Manifest = dict[str, dict[str, Any]]
 BEIT3 = "https://github.com/addf400/files/releases/download/beit3"
@@ -186,7 +186,7 @@ def fetch_file(address: str, target: Path, by_hand: str) -> None:
         download(address, part)
     except (URLError, HTTPException, OSError) as error:
         raise unreachable(address, error, f"try again, or {by_hand}") from error
-    other = not_weights(part, target.suffix)
+    other = wrong_content(part, target.suffix)
     if other:
         part.unlink()
         raise InputError(address, f"returned {other}", todo=by_hand)
@@ -245,10 +245,16 @@ def manifest(folder: Path) -> Manifest:
     return fetched
 
 
-def not_weights(file: Path, ending: str) -> str:
-    """Describe what a file contains instead of weights; return "" if the file is acceptable."""
+def wrong_content(file: Path, ending: str) -> str:
+    """Describe the content of a failed download; return "" if the file is acceptable.
+
+    Args:
+        file: the file.
+        ending: extension of its target; a file of weights must not contain text or another format.
+    """
     found = file_kind(file)
-    return found.text if ending in WEIGHTS and found.kind in NO_WEIGHTS else ""
+    wrong = (*NO_FILE, Kind.OTHER) if ending in WEIGHTS else NO_FILE
+    return found.text if found.kind in wrong else ""
 
 
 def check(folder: Path) -> str:
@@ -261,7 +267,7 @@ def check(folder: Path) -> str:
             found = state_of_model(source, folder, fetched)
         elif target.is_file():
             size, facts = target.stat().st_size, fetched.get(source.path)
-            found, other = f"{size:,} bytes", not_weights(target, target.suffix)
+            found, other = f"{size:,} bytes", wrong_content(target, target.suffix)
             if other:
                 found += f", but {other}"
             elif facts and facts["bytes"] != size:
@@ -290,8 +296,10 @@ def commit_of(source: Source, fetched: Manifest) -> str:
 
 
 def state_of_model(source: Source, folder: Path, fetched: Manifest) -> str:
-    """Describe a model from the hub: number of files, then size and commit, or the first fault."""
+    """Compare a model from the hub with the manifest: size and commit, or the first fault."""
     files = files_of(source, fetched)
+    if not files:
+        return f"present, but not in {MANIFEST}: not fetched by this command"
     for name, facts in files.items():
         path, expected = folder / source.path / name, facts["bytes"]
         if not path.is_file():

@@ -149,7 +149,9 @@ def test_other_folders_are_named(tmp_path: Path, folder: Path) -> None:
             clip.load_clip(f"local-dir:{other}")
     with pytest.raises(InputError, match=r"is a folder, .*use --model local-dir:"):
         clip.load_clip(str(folder))
-    with pytest.raises(InputError, match=r"expected a checkpoint of LAVIS, found an OpenCLIP"):
+    with pytest.raises(
+        InputError, match=r"expected a checkpoint of LAVIS or of this project, found an OpenCLIP"
+    ):
         load_blip2(MODELS["mini"], folder)
     with pytest.raises(InputError, match=r"expected the folder of a BLIP-2 .*found an OpenCLIP"):
         load_vit_g(str(folder))

@@ -136,9 +136,8 @@ def test_dual_softmax_prefers_the_query_that_wants_an_image_most() -> None:
 
 
 def test_querybank_lowers_hubs_and_treats_queries_separately() -> None:
-    bank = torch.tensor(
-        [[0.9, 0.1, 0.2], [0.8, 0.3, 0.1]]
-    )  # image 0 is a hub: first for both queries
+    # Image 0 is a hub: top-1 for both captions of the bank.
+    bank = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.1]])
     scores = torch.tensor([[0.6, 0.5, 0.0], [0.2, 0.7, 0.1]])
     found = querybank(scores, bank, 10.0)
     assert top_k(found, 1)[:, 0].tolist() == [1, 1]

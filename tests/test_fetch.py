@@ -78,6 +78,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str) -> Pat
         "cut": Source("a/cut.pth", f"{address}/cut"),
         "none": Source("a/none.pth", f"{address}/none"),
         "scan": Source("a/scan.pth", f"{address}/scan"),
+        "vocabulary": Source("a/vocab.txt", f"{address}/scan"),
+        "text": Source("a/text.txt", f"{address}/text"),
         "page": Source("a/page.pth", f"{address}/page", "page"),
     }
     monkeypatch.setattr(pab.fetch, "SOURCES", made)
@@ -147,12 +149,19 @@ def test_a_complete_part_is_not_fetched_again(folder: Path) -> None:
         ("page", "automatically from .*/page; download it .* save it as"),
         ("other", "expected one of whole, cut"),
         ("scan", r"/scan: returned a web page \(Sign in\); download it with a browser"),
+        ("vocabulary", r"/scan: returned a web page \(Sign in\); download it with a browser"),
     ],
 )
 def test_what_cannot_be_fetched(folder: Path, name: str, expected: str) -> None:
     with pytest.raises(InputError, match=expected):
         fetch(name, folder)
     assert not list((folder).glob("a/*"))
+
+
+def test_a_text_file_is_fetched(folder: Path) -> None:
+    Server.pages["/text"] = b"[PAD]\n[UNK]\n"
+    assert fetch("text", folder).read_bytes() == b"[PAD]\n[UNK]\n"
+    assert "a/text.txt: 12 bytes, SHA-256" in check(folder)
 
 
 def test_a_file_without_weights_is_reported(folder: Path) -> None:
@@ -221,6 +230,8 @@ def test_a_repository_is_fetched_whole_at_one_commit(hub: Path) -> None:
     assert len(Server.paths) == 4, "not fetched again"
     with pytest.raises(InputError, match=f"vlm/model: expected revision 66, found commit {COMMIT}"):
         fetch("vlm@66", hub)
+    (hub / MANIFEST).unlink()
+    assert "vlm/model: present, but not in manifest.json: not fetched by" in check(hub)
 
 
 def test_a_branch_of_a_fetched_repository_is_looked_up(hub: Path) -> None:
@@ -301,6 +312,6 @@ def test_without_names_the_state_of_every_file_is_printed(
 ) -> None:
     main(["--folder", str(folder)])
     out = capsys.readouterr().out
-    assert out.count("missing") == 5
+    assert out.count("missing") == 7
     with pytest.raises(InputError, match="expected no names"):
         main(["whole", "--check"])

@@ -177,7 +177,11 @@ def test_no_collision_changes_nothing() -> None:
 
 
 def total(chosen: tuple[int, ...], columns: Tensor, worth: Tensor, slack: float) -> float:
-    """Return the utility of one place per query (-1: slack); -inf if queries share an image."""
+    """Return the total utility of one place per query.
+
+    Place -1 opts out, with the utility -slack. The total is -inf if two other queries share an
+    image.
+    """
     owned = [int(columns[row, place]) for row, place in enumerate(chosen) if place >= 0]
     if len(set(owned)) < len(owned):
         return -float("inf")

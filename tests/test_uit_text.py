@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections import Counter
+from copy import copy
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -266,6 +268,42 @@ def test_missing_wordnet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         InputError, match=f"{tmp_path}/corpora/wordnet: WordNet's files are missing"
     ):
         WordNet(tmp_path)  # does not use the files of NLTK's search path
+
+
+def small_wordnet(folder: Path) -> None:
+    """Write the files of a WordNet with one synset: bike and bicycle."""
+    folder.mkdir(parents=True)
+    for name in (*SYNONYM_FILES, "index.sense", "cntlist.rev"):
+        (folder / name).write_text("")
+    (folder / "lexnames").write_text("00\tnoun.artifact\t1\n")
+    header = "  1 a line of the licence\n"
+    offset = f"{len(header):08}"
+    synset = "00 n 02 bike 0 bicycle 0 000 | a vehicle"
+    (folder / "data.noun").write_text(f"{header}{offset} {synset}\n")
+    words = [f"{word} n 1 0 1 0 {offset}  \n" for word in ("bicycle", "bike")]
+    (folder / "index.noun").write_text(header + "".join(words))
+
+
+@pytest.mark.parametrize("is_zip", [False, True])
+def test_a_folder_with_wordnet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_zip: bool
+) -> None:
+    """NLTK's downloader leaves the archive packed in the folder of a user without root rights."""
+    import nltk
+
+    monkeypatch.setattr(nltk.data, "path", [])
+    small_wordnet(tmp_path / "made" / "wordnet")
+    corpora = tmp_path / "nltk" / "corpora"
+    if is_zip:
+        shutil.make_archive(str(corpora / "wordnet"), "zip", tmp_path / "made")
+    else:
+        shutil.copytree(tmp_path / "made" / "wordnet", corpora / "wordnet")
+    words = WordNet(tmp_path / "nltk")
+    assert words.of("bike") == ["bicycle"]
+    assert words.of("person") == []
+    assert len(words.fingerprint()) == 64
+    copied = copy(words)  # keeps the picklable state, as for a loader's process
+    assert copied.of("bicycle") == ["bike"]
 
 
 def test_the_fingerprint_of_wordnet_depends_on_its_files(

@@ -71,8 +71,13 @@ class WordNet:
         from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
         try:
-            paths = None if self._folder is None else [str(self._folder)]
-            root = nltk.data.find("corpora/wordnet", paths)
+            if self._folder is not None and str(self._folder) not in nltk.data.path:
+                nltk.data.path.append(str(self._folder))  # NLTK refuses files of other folders
+            folders = nltk.data.path if self._folder is None else [str(self._folder)]
+            try:
+                root = nltk.data.find("corpora/wordnet", folders)
+            except LookupError:  # NLTK's downloader may leave the archive as it is
+                root = nltk.data.find("corpora/wordnet.zip/wordnet/", folders)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", UserWarning)  # other languages are not needed
                 reader = WordNetCorpusReader(root, None)
@@ -119,8 +124,9 @@ def augment(caption: str, share: float, synonyms: Synonyms | None, draw: Random)
 
     Args:
         caption: any text.
-        share: maximum number of replacements, insertions or swaps as a fraction of the words (one
-            is always allowed), and the probability of deleting a word.
+        share: maximum number of replaced words, insertions or swaps as a fraction of the words (one
+            is always allowed), and the probability of deleting a word. All occurrences of a
+            replaced word are replaced.
         synonyms: source of synonyms; None disables the two operations that need them.
         draw: random generator.
 

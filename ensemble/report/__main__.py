@@ -1,4 +1,4 @@
-"""Run `python -m ensemble.report`."""
+"""Write the HTML report: `python -m ensemble.report`."""
 
 from ensemble.report.page import main
 from pab.core.errors import run_cli

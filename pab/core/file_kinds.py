@@ -27,6 +27,7 @@ class Kind(enum.Enum):
     TORCHSCRIPT = "a TorchScript archive"
     CUT = "a truncated file"
     EMPTY = "an empty file"
+    PAGE = "a web page or a server's error"
     OTHER = "another file"
     UNKNOWN = "unknown bytes"
 
@@ -139,12 +140,12 @@ def _text_kind(head: bytes) -> FileKind | None:
         title = TITLE.search(text)
         named = f" ({title[1].strip()[:TEXT_SHOWN]})" if title and title[1].strip() else ""
         return FileKind(
-            Kind.OTHER, f"a web page{named}",
+            Kind.PAGE, f"a web page{named}",
             "the download saved a web page instead of the file; download the file by hand",
         )  # fmt: skip
     if shown.startswith("<?xml"):
         return FileKind(
-            Kind.OTHER, "an XML document, perhaps a server's error", "download the file again"
+            Kind.PAGE, "an XML document, perhaps a server's error", "download the file again"
         )
     what = "a JSON document" if shown[:1] in ("{", "[") else "plain text"
     return FileKind(Kind.OTHER, f"{what} ({shown[:TEXT_SHOWN]!r})")

@@ -97,7 +97,7 @@ class Retrieval:
     """Queries, gallery and labels of one annotation file.
 
     Attributes:
-        queries: in file order; ids are unique.
+        queries: in the order in which their images first occur in the file; ids are unique.
         gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
         twins: query id -> id of the right image's twin; only twins in the gallery whose captions

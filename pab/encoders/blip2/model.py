@@ -182,10 +182,11 @@ class Blip2(nn.Module):
 def start_from_scratch(model: Blip2) -> None:
     """Initialize a model in place for training without a checkpoint.
 
-    The libraries' default initialization (normal, std 0.02) suits widths of 768 and more. In a
-    small network, the outputs of attention and MLP would be too small beside the residual. Here,
-    the standard deviation of a matrix depends on its width (Glorot and Bengio, AISTATS 2010), and
-    embeddings have a comparable magnitude.
+    transformers initializes linear layers with a standard deviation of 0.02, which suits widths of
+    768 and more. In a small network, the outputs of attention and MLP would be too small beside the
+    residual. Here, the standard deviation of a linear layer depends on its width (Glorot and
+    Bengio, AISTATS 2010). Text embeddings and query tokens have a fixed one. All other parameters
+    keep their default initialization.
     """
     for module in model.modules():
         if isinstance(module, nn.Linear):
@@ -243,8 +244,8 @@ def _file(path: str | Path) -> str | Path:
     folder = weight_folder(path)
     if folder.family is not Family.WEIGHTS:
         raise InputError(
-            path, f"expected a checkpoint of LAVIS, found {folder.family.value}",
-            todo="use --model pretrain" if folder.family is Family.BLIP2 else None,
+            path, f"expected a checkpoint of LAVIS or of this project, found {folder.family.value}",
+            todo="score with --model pretrain" if folder.family is Family.BLIP2 else None,
         )  # fmt: skip
     return only_weights(folder)
 

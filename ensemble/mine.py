@@ -294,7 +294,8 @@ def run(config: MineConfig) -> None:
         )  # fmt: skip
     if refuse_test_set(
         retrieval, config.annotation, config.image_folder,
-        why="train a reranker on other data", allowed=config.allow_test,
+        why="a reranker must be trained on other data", todo="score training pairs",
+        allowed=config.allow_test,
     ):  # fmt: skip
         notice("--allow_test", "results of the tuned reranker on this test set are meaningless")
     query_ids = [query.query_id for query in retrieval.queries]

@@ -14,7 +14,7 @@ TEST_IMAGES = frozenset(("test", "ucc", MASKED_SET))
 
 
 def refuse_test_set(
-    retrieval: Retrieval, annotation: str, *files: str | None, why: str, allowed: bool
+    retrieval: Retrieval, annotation: str, *files: str | None, why: str, todo: str, allowed: bool
 ) -> bool:
     """Raise an error if an annotation is a test set, unless the user allows it.
 
@@ -23,6 +23,7 @@ def refuse_test_set(
         annotation: its path.
         files: answer key and image folder.
         why: reason for the refusal, in one clause.
+        todo: remedy, in one clause.
         allowed: true with ``--allow_test``.
 
     Returns:
@@ -35,7 +36,7 @@ def refuse_test_set(
     if on_test and not allowed:
         raise InputError(
             annotation, f"is a test set: {why}",
-            todo="score the validation split (see docs/ensemble.md), or pass --allow_test",
+            todo=f"{todo} (see docs/ensemble.md), or pass --allow_test",
         )  # fmt: skip
     return on_test
 

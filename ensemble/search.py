@@ -303,7 +303,8 @@ def run(config: SearchConfig) -> None:
         raise InputError(config.annotation, "expected labels, found none")
     on_test = refuse_test_set(
         retrieval, config.annotation, config.answers, config.image_folder,
-        why="weights are chosen on validation data", allowed=config.allow_test,
+        why="weights are chosen on validation data", todo="score the validation split",
+        allowed=config.allow_test,
     )  # fmt: skip
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)

@@ -451,6 +451,20 @@ def test_a_model_that_is_nowhere_is_refused(name: str, monkeypatch: pytest.Monke
     assert refusal(name).startswith(f"--model: {name} is neither a folder nor available on the hub")
 
 
+def test_a_proxy_that_cannot_be_reached_is_an_input_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The HTTP client of the hub's library raises errors of its own, which are not OSErrors."""
+    import huggingface_hub
+
+    class ProxyError(Exception):
+        """Error of an HTTP client."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise ProxyError("403 Forbidden")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", refuse)
+    assert "available on the hub (403 Forbidden)" in refusal("nobody/nothing")
+
+
 @pytest.mark.parametrize("kind", ["dense", "late"])
 def test_an_image_that_the_processor_rejects_is_named(gallery: Path, kind: str) -> None:
     noise(900, 3, 1).save(gallery / "G3.png")

@@ -139,6 +139,11 @@ def test_how_many_images_are_exported(tmp_path: Path, capsys: pytest.CaptureFixt
         main([*words, *more])
         assert len((tmp_path / "o.run").read_text().splitlines()) == count
     assert capsys.readouterr().err.count("holds the first 1000 images of each query") == 1
+    few = ScoreFile(torch.rand(1, 1001), ["q"], gallery, {"listed": {"q": 10}})
+    save_scores(tmp_path / "few.pt", few)
+    main(["export", str(tmp_path / "few.pt"), *words[2:]])
+    assert len((tmp_path / "o.run").read_text().splitlines()) == 10
+    assert "holds the first" not in capsys.readouterr().err
     for flags, message in (
         (["--format", "csv", "--top_k", "3"], "--top_k: requires --format trec or ranx or"),
         (["--format", "ranx", "--top_k", "0"], "--top_k: must be at least 1"),

@@ -135,7 +135,7 @@ def _write_parquet(score_file: ScoreFile, out: Path) -> None:
 
 def _write_lists(score_file: ScoreFile, form: str, out: Path, top_k: int | None) -> None:
     depth = top_k or DEFAULT_TOP_K
-    if top_k is None and len(score_file.gallery_ids) > depth:
+    if top_k is None and score_file.listed_counts().max() > depth:
         notice(out, f"holds the first {depth} images of each query; --top_k sets another number")
     ranking = progress(ranking_of(score_file, depth), f"writing {out.name}", "queries")
     if form == "trec":

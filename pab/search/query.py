@@ -361,7 +361,7 @@ class Searcher:
                     raise InputError(
                         self.encoders[name].origin.checkpoint or name,
                         "the model's scores are not finite", item=f"query {query.text!r}",
-                        todo="check the checkpoint, or use --dtype fp32",
+                        todo="check the checkpoint, or index with --dtype fp32",
                     )  # fmt: skip
 
     def _hits(self, found: _Found, filters: Filters) -> list[Hit]:

@@ -31,7 +31,10 @@ QUERIES, WIDTH, LAYERS, HEADS, FFN, POSITIONS, EMBED = 4, 32, 4, 2, 64, 80, 8
 
 
 def small_model() -> Blip2Qformer:
-    """Build LAVIS's model with random weights, large enough that each affects the output."""
+    """Build LAVIS's model with random weights, large enough that every layer affects the vectors.
+
+    The heads for image-text matching and captioning do not affect them.
+    """
     torch.manual_seed(16)
     model = Blip2Qformer.__new__(Blip2Qformer)
     nn.Module.__init__(model)

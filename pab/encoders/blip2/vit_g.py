@@ -64,7 +64,7 @@ def load_vit_g(source: str) -> Blip2VitG:
         loaded: Any = Blip2ForImageTextRetrieval.from_pretrained(
             source, output_loading_info=True, dtype=torch.float32
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except Exception as error:  # errors of HTTP clients share no base class
         line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             "--pretrained", f"{source} cannot be read as a BLIP-2 retrieval model: {line[:160]}",

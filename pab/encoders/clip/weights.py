@@ -101,12 +101,12 @@ def tagged_or_file(
         other = f"{name}-quickgelu" if tag.get("quick_gelu") else name.removesuffix("-quickgelu")
         raise InputError(
             "--model", f"{name} and the weights {pretrained!r} have different activations",
-            todo=f"use --model {other}",
+            todo=f"use --model {other}" if other != name else "set --pretrained to a file",
         )  # fmt: skip
     try:
         with only_errors_logged():
             path = Path(open_clip.download_pretrained(tag))
-    except (OSError, RuntimeError) as error:
+    except Exception as error:  # errors of HTTP clients share no base class
         where = tag.get("url") or tag.get("hf_hub")
         raise InputError(
             "--pretrained", f"the weights {pretrained!r} of {name} cannot be downloaded: "
@@ -205,10 +205,10 @@ def is_torchscript(path: Path) -> bool:
 
 
 def torchscript_state(path: Path) -> dict[str, Tensor]:
-    """Read the tensors of a TorchScript archive; its code is loaded but never called.
+    """Read the tensors of a TorchScript archive.
 
-    TorchScript runs no pickled Python, but its reader is native code: use only archives from a
-    source you trust.
+    TorchScript runs no pickled Python, but loading may call the archive's own TorchScript methods,
+    and the reader is native code: use only archives from a source you trust.
 
     Raises:
         InputError: the archive is damaged.

@@ -41,7 +41,6 @@ def model_folder(name: str, flag: str = "--model") -> Path:
             cannot be reached.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
 
     path = Path(name)
     if path.is_dir():
@@ -50,7 +49,7 @@ def model_folder(name: str, flag: str = "--model") -> Path:
         raise InputError(flag, f"expected a folder or a hub id, found the file {name}")
     try:
         return Path(snapshot_download(name, allow_patterns=list(FILES)))
-    except (OSError, ValueError, HFValidationError) as error:  # HTTP errors are OSErrors
+    except Exception as error:  # errors of HTTP clients share no base class
         raise InputError(
             flag, f"{name} is neither a folder nor available on the hub ({first_line(error)})",
             todo="check the name, or download the model and pass its folder",

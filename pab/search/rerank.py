@@ -173,7 +173,8 @@ def pair_scores(
             if not all(map(math.isfinite, scores)):
                 raise InputError(
                     reranker.origin.checkpoint, "the reranker's scores are not finite",
-                    item=f"query {caption!r}", todo="check the checkpoint, or set its dtype to fp32",
+                    item=f"query {caption!r}",
+                    todo="check the checkpoint, or set its dtype to fp32",
                 )  # fmt: skip
             found.append(scores)
     return found

@@ -241,7 +241,6 @@ CANCELLING[0, 0], CANCELLING[0, 1] = float("inf"), float("-inf")
         (broken(extra=torch.ones(1)), "1 unexpected: extra"),
         (broken(n0__weight=torch.ones(3, 3)), "0.weight (expected [4, 3], found [3, 3])"),
         (broken(n2__bias=torch.ones(2, dtype=torch.long)), "2.bias (expected torch.float32"),
-        (broken(n1__num_batches_tracked=torch.tensor(1.0)), "of another kind of dtype"),
         (
             broken(n2__weight=NAN_WEIGHT),
             "tensor '2.weight': expected finite weights, found NaN or infinity in 1 of 8",
@@ -262,6 +261,16 @@ def test_what_does_not_fit_is_refused_and_the_model_unchanged(
     assert words in str(caught.value)
     assert str(caught.value).startswith("file.pth")
     assert same(values(model), before)
+
+
+@pytest.mark.parametrize("count", [7.0, float("inf")])
+def test_a_cast_batch_counter_is_ignored(count: float) -> None:
+    """A cast of all tensors to float16 also casts the integer counters of BatchNorm."""
+    state = broken(n1__num_batches_tracked=torch.tensor(count, dtype=torch.float16))
+    model = small_model()
+    report = load_strict(model, state, "f")
+    assert report.ignored == ("1.num_batches_tracked",)
+    assert values(model)["1.num_batches_tracked"] == 0
 
 
 def test_allowed_differences_are_reported() -> None:

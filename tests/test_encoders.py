@@ -197,6 +197,18 @@ def test_empty_input_is_refused(name: str, encoders: dict[str, Encoder]) -> None
         encoders[name].encode_texts([])
 
 
+@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    ("caption", "found"),
+    [(None, "NoneType"), (float("nan"), "float"), (b"a", "bytes"), ("\ud83d", "surrogate pair")],
+)
+def test_captions_must_be_texts(
+    name: str, encoders: dict[str, Encoder], caption: Any, found: str
+) -> None:
+    with pytest.raises(InputError, match=f"captions, position 1: expected .*{found}"):
+        encoders[name].encode_texts(["a man", caption])
+
+
 # ------------------------------------------------------------------------------- lookup by name
 
 
@@ -236,6 +248,7 @@ def test_broken_installations_are_refused(
         ({"checkpoint": "nothing.pth"}, "nothing.pth"),
         ({"device": "tpu"}, "--device: "),
         ({"annotation": "a.json", "top_k": 3}, "an encoder does not use annotation, top_k"),
+        ({"checkpoint": "a.pt", "pretrained": "b.pt"}, "checkpoint='a.pt' also sets pretrained"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], expected: str) -> None:

@@ -296,6 +296,12 @@ def test_unusable_lists_of_files(hub: Path, page: bytes, expected: str) -> None:
     assert list(hub.iterdir()) == []
 
 
+def test_the_mirror_must_have_an_address(hub: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "mirror.example")
+    with pytest.raises(InputError, match="HF_ENDPOINT: expected https://HOST, found 'mirror"):
+        fetch("vlm", hub)
+
+
 def test_revisions_belong_to_repositories(folder: Path) -> None:
     with pytest.raises(InputError, match="whole@1: expected no revision"):
         fetch("whole@1", folder)

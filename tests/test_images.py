@@ -222,3 +222,22 @@ def test_listing_and_verifying_need_no_torch() -> None:
     code += "sys.exit(any(name in sys.modules for name in ('torch', 'torchvision')))"
     root = Path(__file__).resolve().parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+@pytest.mark.filterwarnings("error")
+def test_warnings_of_pillow_are_not_printed(tmp_path: Path) -> None:
+    path = tmp_path / "palette.png"
+    Image.new("P", (8, 6)).save(path, transparency=bytes(range(256)))
+    assert load_image(path).size == (8, 6)
+    verify_images([path])
+
+
+def test_an_image_that_cannot_be_resized_is_named(tmp_path: Path) -> None:
+    noise(8, 6).save(tmp_path / "a.png")
+
+    def resize(image: Image.Image) -> torch.Tensor:
+        raise MemoryError
+
+    (image,) = list_gallery(tmp_path)
+    with pytest.raises(InputError, match=r"a\.png: expected an image .* in memory, found 8 x 6"):
+        list(ImageLoader([image], resize, 1))

@@ -232,6 +232,28 @@ def test_metrics_are_printed_with_labels(
     assert f"{100 * sum(hits) / len(hits):.2f}"[:4] in line
 
 
+def test_answers_may_name_files(score: Scoring, tmp_path: Path) -> None:
+    """Names of the answer key may have an extension, as in `pab.evaluate`."""
+    answers = score.data / "name-masked_test-set/answers.json"
+    key = json.loads(answers.read_text())
+    for answer in key.values():
+        answer["gallery"] += ".jpg"
+    named = tmp_path / "answers.json"
+    named.write_text(json.dumps(key))
+    files, _ = score("files", answers=named)
+    ids, _ = score("ids", answers=answers)
+    assert torch.equal(files.scores, ids.scores)
+
+
+def test_names_with_blanks_need_no_ranked_list(score: Scoring, tmp_path: Path) -> None:
+    gallery = shutil.copytree(score.data / "name-masked_test-set/gallery", tmp_path / "gallery")
+    (gallery / "G00.jpg").rename(gallery / "G 00.jpg")
+    with pytest.raises(InputError, match=r"image 'G 00': .*or set --output_file none"):
+        score("list", image_folder=gallery)
+    main(score.argv("alone", image_folder=gallery, output_file="none"))
+    assert "G 00" in load_scores(tmp_path / "alone.pt").gallery_ids
+
+
 def test_query_order(score: Scoring) -> None:
     found, ranked = score("file_order")
     order = score.data / "name-masked_test-set/query_index.txt"

@@ -15,6 +15,8 @@ from pab.core.outputs import check_inputs_are_kept
 from pab.evaluate import main as evaluate
 from pab.export_weights import main as export_weights
 from pab.scores import main as scores
+from scripts.rerank_infer import main as rerank_infer
+from uit.infer import main as uit_infer
 
 Main = Callable[[list[str]], None]
 
@@ -66,6 +68,21 @@ def test_inputs_are_not_overwritten(name: str, tmp_path: Path) -> None:
     assert f"is the file of {source}: it would be overwritten" in str(error.value)
     assert [path.read_text() for path in files] == ["top_k: 3\n"] * 3
     assert sorted(tmp_path.iterdir()) == sorted(files)
+
+
+@pytest.mark.parametrize("main", [uit_infer, rerank_infer])
+def test_candidates_are_not_overwritten(
+    main: Main, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The default output paths are checked too."""
+    monkeypatch.chdir(tmp_path)
+    name = {uit_infer: "uit", rerank_infer: "rerank"}[main]
+    path = tmp_path / f"sims_score/score_{name}_reproduce.pt"
+    path.parent.mkdir()
+    path.write_text("scores")
+    with pytest.raises(InputError, match="is the file of --candidates: it would be overwritten"):
+        main(["--candidates", str(path)])
+    assert path.read_text() == "scores"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pab.core.config import data_flag, flag, output_flag, speed_flag
 from pab.core.errors import InputError, run_cli
-from pab.core.outputs import check_output_folder, check_outputs
+from pab.core.outputs import check_inputs_are_kept, check_output_folder, check_outputs
 from pab.scoring.job import MemberConfig, scoring_command
 from pab.scoring.rerank import Reranker, score_candidates
 from uit.outputs import AUTO, LIST, PUBLISHED_K, SCORES, output_path
@@ -71,7 +71,9 @@ class InferConfig(MemberConfig):
         if self.save_itc and self.candidates:
             raise InputError("--save_itc", "contradicts --candidates, which replaces ITC")
         outputs = self.with_outputs()
-        others = [Path(path) for path in (outputs.save_score, outputs.output_file) if path]
+        written = {"save_score": outputs.save_score, "output_file": outputs.output_file}
+        check_inputs_are_kept(written, {"--candidates": self.candidates})
+        others = [Path(path) for path in written.values() if path]
         if self.save_itc and Path(self.save_itc) in others:
             raise InputError("--save_itc", f"{self.save_itc} is also the path of another output")
 

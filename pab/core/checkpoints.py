@@ -29,6 +29,7 @@ from pab.core.progress import progress
 from pab.core.state_dicts import model_state as model_state
 from pab.core.tensor_files import other_kind, read_tensors, write_tensors
 
+COUNTER = "num_batches_tracked"  # integer buffer of BatchNorm
 NAMES_SHOWN = 5  # maximum number of tensor names in a message
 # Version 2 adds skipped steps, metadata of weight files and hashes of the run's input files.
 TRAINING_STATE_VERSION = 2
@@ -130,6 +131,11 @@ def load_strict(
             infinite or too large for the model's dtype. The model is unchanged.
     """
     own = model.state_dict()
+    # A cast of a whole state also casts the batch counters of BatchNorm, which scoring ignores.
+    counters = [
+        name for name in state if name.endswith(COUNTER) and state[name].is_floating_point()
+    ]
+    ignore = (*ignore, *counters)
     ignored = tuple(sorted(name for name in {*own, *state} if _matches(name, ignore)))
     wanted = {name: tensor for name, tensor in own.items() if not _matches(name, ignore)}
     given = {name: tensor for name, tensor in state.items() if not _matches(name, ignore)}

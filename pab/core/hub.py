@@ -50,8 +50,15 @@ class HubFile:
 
 
 def hub_address() -> str:
-    """Return the address of the hub, or of the mirror in ``HF_ENDPOINT``."""
-    return os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    """Return the address of the hub, or of the mirror in ``HF_ENDPOINT``.
+
+    Raises:
+        InputError: ``HF_ENDPOINT`` is not an address of HTTP.
+    """
+    found = os.environ.get("HF_ENDPOINT", HUB).rstrip("/")
+    if not found.startswith(("https://", "http://")):
+        raise InputError("HF_ENDPOINT", f"expected https://HOST, found {found!r}")
+    return found
 
 
 def list_model(repository: str, revision: str) -> tuple[str, list[HubFile]]:

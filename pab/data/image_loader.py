@@ -60,7 +60,7 @@ class _Images:
 
     def __getitem__(self, position: int) -> _Sample:
         image, key = self.images[position], b""
-        found: Image.Image | Tensor | None
+        found: Image.Image | Tensor | None = None
         try:
             if not isinstance(image, GalleryImage):
                 found = image
@@ -68,9 +68,15 @@ class _Images:
                 found = self.reader.load(image.path)
             else:
                 key, found = self.reader.load_unless_known(image.path, self.known)
+            content = self.convert(found) if isinstance(found, Image.Image) else found
         except InputError as error:
             return _Sample(position, error=error)
-        content = self.convert(found) if isinstance(found, Image.Image) else found
+        except MemoryError:
+            if not (isinstance(image, GalleryImage) and isinstance(found, Image.Image)):
+                raise
+            size = f"{found.width} x {found.height} pixels"
+            problem = f"expected an image that can be resized in memory, found {size}"
+            return _Sample(position, error=InputError(image.path, problem))
         return _Sample(position, content, key)
 
 

@@ -14,6 +14,7 @@ import hashlib
 import io
 import os
 import stat
+import warnings
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -208,10 +209,18 @@ def decode_image(file: ImageFile, path: Path) -> Image.Image:
         InputError: the file cannot be decoded.
     """
     try:
-        with Image.open(file, formats=_FORMATS) as image:
+        with only_errors(), Image.open(file, formats=_FORMATS) as image:
             return as_rgb(image)
     except _DECODING_ERRORS as error:
         raise InputError(path, _EXPECTED + reason(path, error)) from error
+
+
+@contextmanager
+def only_errors() -> Iterator[None]:
+    """Suppress Pillow's warnings about metadata and large images; its errors remain."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -339,7 +348,7 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
     from pab.core import processes  # imports torch
 
     share = [paths[i] for i in processes.share_of(len(paths))]
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
+    with only_errors(), ThreadPoolExecutor(max(num_workers, 1)) as pool:
         found = progress(pool.map(_problem_of, share), "checking images", "images", len(share))
         bad = {path: why for path, why in zip(share, found, strict=True) if why is not None}
     refuse_unreadable(bad, paths)

@@ -151,9 +151,19 @@ def as_captions(captions: Sequence[str]) -> list[str]:
     """Convert captions to a list; a single text becomes a list of one caption.
 
     Raises:
-        InputError: there is no caption.
+        InputError: there is no caption, or one is not a text that can be encoded as UTF-8.
     """
     found = [captions] if isinstance(captions, str) else list(captions)
     if not found:
         raise InputError("captions", "expected at least one, found none")
+    for number, caption in enumerate(found):
+        item = f"position {number}"
+        if not isinstance(caption, str):
+            kind = type(caption).__name__
+            raise InputError("captions", f"expected a string, found {kind}", item=item)
+        try:
+            caption.encode()
+        except UnicodeEncodeError as error:
+            problem = "expected text, found half a surrogate pair"
+            raise InputError("captions", problem, item=item) from error
     return found

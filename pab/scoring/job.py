@@ -44,6 +44,7 @@ from pab.data.id_lists import read_query_order
 from pab.data.images import list_gallery, verify_images, without_content
 from pab.data.label_config import LabelConfig
 from pab.data.loader import resolve_workers
+from pab.data.names import respelt
 from pab.data.records import GalleryImage, Retrieval
 from pab.evaluate import evaluate
 from pab.ranking import order_queries, ranked_names, write_ranked_list
@@ -247,23 +248,29 @@ def prepare(config: ScoringConfig) -> ScoringJob:
         raise InputError(config.annotation, "expected gallery images, found none")
     names = [image.gallery_id for image in gallery]
     blank = next((n for n in names if len(n.split()) != 1 or n != n.strip()), None)
-    if blank is not None:
+    if blank is not None and config.output_file:
         raise InputError(
             folder or config.annotation,
             "a name that contains a blank cannot be written in a ranked list",
             item=f"image {blank!r}",
-            todo="rename the image",
+            todo="rename the image, or set --output_file none",
         )
     ids = [query.query_id for query in retrieval.queries]
     wanted = read_query_order(config.query_order) if config.query_order else None
     order = order_queries(ids, wanted, where=config.query_order or "--query_order")
     if retrieval.relevant is not None:
-        known = set(names)
-        for query_id, right in retrieval.relevant.items():
+        known, where = set(names), config.answers or config.annotation
+        spelt = respelt(frozenset().union(*retrieval.relevant.values()), names, where)
+        relevant = {
+            query_id: frozenset(spelt[name] for name in right)
+            for query_id, right in retrieval.relevant.items()
+        }
+        retrieval = replace(retrieval, relevant=relevant)
+        for query_id, right in relevant.items():
             missing = sorted(right - known)
             if missing:
                 raise InputError(
-                    config.answers or config.annotation,
+                    where,
                     f"its image {missing[0]!r} is not in the gallery",
                     item=f"query {query_id!r}",
                 )

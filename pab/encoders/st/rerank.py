@@ -10,6 +10,7 @@ from pab.core.config import data_flag, flag, model_flag, output_flag, speed_flag
 from pab.core.devices import keep_freed_memory
 from pab.core.errors import InputError
 from pab.core.files import existing_file, sha256_of_file
+from pab.core.outputs import check_inputs_are_kept
 from pab.encoders.st.extra import sentence_transformers
 from pab.encoders.st.pair_inputs import PROMPT
 from pab.formats.parts import Part
@@ -82,7 +83,9 @@ class RerankConfig(ScoringCommand):
             )  # fmt: skip
         if self.prompt is not None and self.prompt_file is not None:
             raise InputError("--prompt_file", "contradicts --prompt", todo="use one of them")
-        self.chosen_part()
+        outputs = self.with_outputs()
+        written = {"save_score": outputs.save_score, "output_file": outputs.output_file}
+        check_inputs_are_kept(written, {"--candidates": self.candidates})
         if self.backend == "sentence_transformers":
             sentence_transformers()
 

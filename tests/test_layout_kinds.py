@@ -71,6 +71,13 @@ def webdataset(folder: Path) -> None:
                 archive.addfile(tarfile.TarInfo(member), io.BytesIO())
 
 
+def search_index(folder: Path) -> None:
+    members = [{"name": name} for name in ("clip", "lhp")]
+    shards = [{"rows": 3}, {"rows": 4}]
+    manifest = {"root": "/photos", "members": members, "shards": shards}
+    write_text(folder / "manifest.json", json.dumps(manifest))
+
+
 # Folder name -> function that creates the folder, facts and next command that the check prints.
 FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     "captioned": (
@@ -103,8 +110,23 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
     ),
     "tars": (
         webdataset,
-        ["2 WebDataset tars", "000.tar holds 2 .jpg, 2 .txt"],
-        "python -m pab.layout check {path}/unpacked",
+        ["2 WebDataset tars", "000.tar holds 2 .jpg, 2 .txt", "check {path}/unpacked"],
+        "python -m pab.search index --model clip --webdataset {path} --out output/index",
+    ),
+    "index": (
+        search_index,
+        ["a search index", "7 images of /photos", "members: clip, lhp", "query --index"],
+        "python -m pab.search serve --index {path}",
+    ),
+    "films": (
+        lambda path: write_text(path / "yard.mp4", ""),
+        ["1 video"],
+        "python -m pab.search index --model clip --video {path}/*.mp4 --out output/index",
+    ),
+    "photographs and films": (
+        lambda path: [picture(path / "0.jpg"), write_text(path / "yard.MOV", "")],
+        ["a folder of photographs", "1 video beside them"],
+        "python -m pab.search index --model clip --video {path}/*.MOV --out output/index",
     ),
     "clip": (
         lambda path: shutil.copytree(ROOT / "checkpoints/mini/clip", path) and None,
@@ -143,7 +165,7 @@ def test_folders(tmp_path: Path, name: str) -> None:
     make(path)
     text = explain(path)
     for fact in facts:
-        assert fact in text
+        assert fact.format(path=path) in text
     names = {"path": shlex.quote(str(path)), "table": shlex.quote(f"{path}/a.csv")}
     assert f"  {command.format(**names, folder=tmp_path)}" in text.splitlines()
     linked = tmp_path / "link"
@@ -258,6 +280,21 @@ FILES: dict[str, tuple[Callable[[Path], Any], list[str], str]] = {
         picture,
         ["an image", "JPEG, 8 x 6 pixels"],
         'python -m pab.search --model clip --image_folder {folder} --query "TEXT"',
+    ),
+    "yard.mp4": (
+        lambda path: path.touch(),
+        ["a video"],
+        "python -m pab.search index --model clip --video {path} --out output/index",
+    ),
+    "shard.tar": (
+        lambda path: [webdataset(path.with_name("w")), (path.parent / "w/000.tar").rename(path)],
+        ["an archive", "holds 2 .jpg, 2 .txt"],
+        "python -m pab.search index --model clip --webdataset {path} --out output/index",
+    ),
+    "manifest.json": (
+        lambda path: search_index(path.parent),
+        ["a search index"],
+        "python -m pab.search serve --index {folder}",
     ),
     "answer.zip": (
         zipped,

@@ -361,6 +361,9 @@ def test_an_output_never_replaces_a_photograph(folder: Path, refused: Callable[.
     before = (folder / "p0.jpg").read_bytes()
     words = [*CLIP, "--image_folder", str(folder), "--query", "a", *HERE]
     assert "is a photograph" in refused(main, [*words, "--html", str(folder / "p0.jpg")])
+    (folder / "sub").mkdir(exist_ok=True)
+    same = str(folder / "sub/../p0.jpg")
+    assert "is a photograph" in refused(main, [*words, "--json", same])
     assert (folder / "p0.jpg").read_bytes() == before
 
 

@@ -21,7 +21,7 @@ from pab.search.query import Filters, Query, Searcher
 from pab.search.query_command import main as query_main
 from pab.search.writing import with_shards, write_shard
 from tests.conftest import draw
-from tests.test_search_commands import CLIP
+from tests.test_search_commands import CLIP, ROOT
 from tests.test_search_query import Tokens, Words
 
 faiss = pytest.importorskip("faiss")
@@ -261,6 +261,10 @@ def test_damaged_files_are_named(rows: np.ndarray, tmp_path: Path) -> None:
             Ann.open(Index.open(tmp_path))
         assert "\n" not in str(caught.value)
         assert str(path) in str(caught.value)
+    path.write_bytes(content[:-100])
+    record = build_ann(tmp_path, "ivf")  # a truncated file is rebuilt
+    path = tmp_path / "ann" / record.file
+    assert path.stat().st_size == record.bytes
     path.unlink()
     with pytest.raises(InputError, match="cannot be read: No such file"):
         Ann.open(Index.open(tmp_path))
@@ -361,3 +365,36 @@ def test_the_commands_build_and_use_an_approximate_index(
     assert "--ann: the search is exact, because" in capsys.readouterr().err
     main([*index, "--ann", "ivf"])
     assert "index: ivf: 21 vectors of clip" in capsys.readouterr().err
+
+
+def test_a_failed_approximate_index_follows_the_results(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "index"
+    draw(photos / "a.jpg", 0, normal=True)
+    (photos / "empty.jpg").touch()
+    index = ["--num_workers", "0", *CLIP, "--image_folder", str(photos), "--out", str(out)]
+    with pytest.raises(InputError, match="--ann: expected at least 100 images, found 1"):
+        main([*index, "--ann", "ivf"])
+    assert capsys.readouterr().err.splitlines()[-1].startswith("1 image indexed, 1 not readable")
+    assert (out / "unreadable.txt").is_file()
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_a_member_with_several_vectors_gets_no_approximate_index(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool
+) -> None:
+    """Refuse before the images are encoded, or for an existing index before FAISS builds."""
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(ann_module, "LEAST_ROWS", 20)
+    photos, out = tmp_path / "photos", tmp_path / "index"
+    for number in range(20):
+        draw(photos / f"{number:02}.jpg", number, normal=True)
+    index = ["--num_workers", "0", "--model", "blip2", "--config", "configs/blip2/mini_infer.yaml"]
+    index += ["--image_folder", str(photos), "--out", str(out)]
+    if before:
+        main(index)
+    with pytest.raises(InputError, match="--ann: member blip2 has several vectors per image"):
+        main([*index, "--ann", "ivf"])
+    assert (out / "manifest.json").exists() == before
+    assert not (out / "ann").exists()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 import torch
 from conftest import draw
 
+from pab.core.errors import InputError
 from pab.data.records import GalleryImage
 from pab.search.__main__ import main
 from pab.search.index import Index
@@ -238,6 +240,7 @@ def test_flags_of_index_that_are_refused(
         (["--text", "a", "--members", "lhp"], "expected one of the members clip, found 'lhp'"),
         (["--text", "a", "--image", "none.jpg"], "none.jpg"),
         (["--text", "a", "--json", "{index}/manifest.json"], "is in the folder of the index"),
+        (["--text", "a", "--json", "{index}/../photos/p1.jpg"], "it would be overwritten"),
         (["--text", "a", "--json", "pab"], "--json: pab is a directory"),
         (
             ["--text", "a", "--rerank", "clip"],
@@ -292,3 +295,101 @@ def test_another_checkpoint_is_not_compared_with_the_index(
     manifest.write_text(json.dumps(text))
     said = refused(main, ["query", "--index", str(manifest.parent), "--text", "a"])
     assert f"member 'clip': expected checkpoint {'0' * 64}, found " in said
+
+
+def test_a_late_interaction_model_is_refused(photos: Path) -> None:
+    """Refuse it even if all images have the same number of vectors."""
+    pytest.importorskip("sentence_transformers")
+    from tests.vlm import small_vlm
+
+    out = photos.with_name("late")
+    words = ["index", "--num_workers", "0", "--model", "embed", "--arch", str(small_vlm("late"))]
+    words += ["--device", "cpu", "--image_folder", str(photos), "--out", str(out)]
+    problem = "member 'embed': a model with one vector per token cannot be indexed"
+    with pytest.raises(InputError, match=problem):
+        main(words)
+    assert not (out / "manifest.json").exists()
+
+
+def test_a_model_folder_may_be_renamed(photos: Path, tmp_path: Path) -> None:
+    """Weights at another path open the index, and the index stores the new path."""
+    for name in ("a", "b"):
+        shutil.copytree(ROOT / "checkpoints/mini/clip", tmp_path / name)
+    words = ["index", "--num_workers", "0", "--image_folder", str(photos)]
+    words += ["--out", str(tmp_path / "index"), "--model", "clip", "--arch"]
+    main([*words, f"local-dir:{tmp_path / 'a'}"])
+    shutil.rmtree(tmp_path / "a")
+    main([*words, f"local-dir:{tmp_path / 'b'}"])
+    (member,) = Index.open(tmp_path / "index").members
+    assert member.arguments[-1] == f"local-dir:{tmp_path / 'b'}"
+    assert member.origin["architecture"] == member.arguments[-1]
+    main(["query", "--index", str(tmp_path / "index"), "--text", "a man falls"])
+
+
+def test_an_index_with_the_path_of_a_model_folder_is_read(photos: Path) -> None:
+    """Earlier versions stored the path of the folder as a fact of the vectors."""
+    main(index_words(photos))
+    manifest = photos.with_name("index") / "manifest.json"
+    text = json.loads(manifest.read_text())
+    text["members"][0]["fingerprint"]["model"] = "local-dir:elsewhere"
+    manifest.write_text(json.dumps(text))
+    main(["query", "--index", str(manifest.parent), "--text", "a man falls"])
+
+
+def test_a_typo_in_settings_of_a_vision_language_model(tmp_path: Path) -> None:
+    settings = tmp_path / "rerank.yaml"
+    settings.write_text("model: checkpoints/vlm/qwen3-vl-reranker-2b\npromt: Find it.\n")
+    with pytest.raises(
+        InputError, match="unknown setting 'promt'; the closest setting is 'prompt'"
+    ):
+        open_reranker(str(settings))
+
+
+def test_a_filter_without_images_is_named(
+    indexed: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)
+    words = ["query", "--index", str(indexed.with_name("index")), "--text", "a man"]
+    main([*words, "--folder", "typo", "--start", "0"])
+    found = capsys.readouterr()
+    assert found.out == "a man\n"
+    assert "note: --folder, --start: the index has no such images" in found.err
+    main([*words, "--least", "2"])
+    assert "note: --least: no image has such a score" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("member", [CLIP, LHP], ids=["clip", "lhp"])
+def test_a_query_beyond_the_token_limit_is_named(
+    member: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    long = " ".join(["a man falls off a red bicycle"] * 15)
+    words = [*member, "--image_folder", str(photos), "--num_workers", "0", "--query"]
+    main([*words, long, "--query", "a man falls " * 7])
+    lines = [line for line in capsys.readouterr().err.splitlines() if "the rest is" in line]
+    assert len(lines) == 1
+    found = re.fullmatch(
+        rf"note: query 'a man .*: member {member[1]} reads only its first (\d+) of 105 words: "
+        "the rest is ignored", lines[0],
+    )  # fmt: skip
+    assert found
+    count = int(found[1])
+    assert 40 < count < 80
+    main([*words, " ".join(long.split()[:count])])
+    assert "the rest is" not in capsys.readouterr().err
+
+
+def test_each_text_is_checked_alone(photos: Path) -> None:
+    """Another text must not hide that the words of a text are unknown to BERT's vocabulary."""
+    words = ["--model", "blip2", "--config", "configs/blip2/mini_infer.yaml", "--num_workers", "0"]
+    words += [
+        "--image_folder",
+        str(photos),
+        "--query",
+        "\u96ea\u5d29",
+        "--query",
+        "a man falls down",
+    ]
+    with pytest.raises(
+        InputError, match=r"text '\u96ea\u5d29': \[UNK\] in this vocabulary: 2 of 2 pieces"
+    ):
+        main(words)

@@ -161,3 +161,18 @@ def test_lancedb_reads_its_files(index: Index, tmp_path: Path) -> None:
         order = np.argsort(-scores)
         assert [row["name"] for row in found] == [NAMES[row] for row in order]
         assert np.allclose([1 - row["_distance"] for row in found], scores[order], atol=2e-3)
+
+
+def test_links_and_the_working_directory(
+    index: Index, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, link = tmp_path / "real", tmp_path / "link"
+    real.mkdir()
+    link.symlink_to(real)
+    export_index(index, link, "lancedb")
+    assert link.is_symlink()
+    assert list(real.glob("*.parquet"))
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(InputError, match="--out: expected a new folder, found the working"):
+        export_index(index, Path(), "lancedb")

@@ -290,9 +290,10 @@ def test_other_flags_of_a_member_are_checked(lab: Lab, monkeypatch: pytest.Monke
     lab.opened = 0
     assert build_index(lab.out, source, other, lab.open).kept == 7
     assert lab.opened == 1
+    assert Index.open(lab.out).members[0].arguments == other[0].arguments, "weights may have moved"
     lab.encoders[0].weights = "2"
     with pytest.raises(InputError, match="member 'mean': expected weights 1, found 2"):
-        build_index(lab.out, source, other, lab.open)
+        build_index(lab.out, source, CHOICES, lab.open)
 
 
 def test_a_path_that_is_not_utf8_is_named(lab: Lab) -> None:
@@ -381,6 +382,27 @@ def test_a_table_with_captions(lab: Lab, tmp_path: Path) -> None:
     assert [(e.name, e.caption) for e in entries] == [
         ("0.png", "a dog"), ("1.png", "a man\na person"),
     ]  # fmt: skip
+
+
+def test_a_table_needs_neither_captions_nor_distinct_stems(lab: Lab) -> None:
+    lab.draw("1.jpg", 30)
+    table = lab.photos / "t.tsv"
+    table.write_text("filepath\ttitle\n1.png\ta man\n1.jpg\t \n0.png\t\n1.png\t\n")
+    lab.run(TableSource(table, TableColumns(), None))
+    entries = list(Index.open(lab.out).entries())
+    found = [(entry.name, entry.caption) for entry in entries]
+    assert found == [("0.png", None), ("1.jpg", None), ("1.png", "a man")]
+
+
+@pytest.mark.parametrize("text", ["filepath\n0.png\n", "label,filepath\nx,0.png\n"])
+def test_a_table_without_captions(lab: Lab, text: str, capsys: pytest.CaptureFixture[str]) -> None:
+    table = lab.photos / "t.csv"
+    table.write_text(text)
+    lab.run(TableSource(table, TableColumns(), None))
+    assert [(e.name, e.caption) for e in Index.open(lab.out).entries()] == [("0.png", None)]
+    assert "no column 'title': its images have no captions" in capsys.readouterr().err
+    with pytest.raises(InputError, match="expected columns 'filepath' and 'words', found"):
+        TableSource(table, TableColumns(caption="words"), None).list()
 
 
 def test_a_caption_that_has_changed_is_stored(lab: Lab) -> None:

@@ -288,3 +288,24 @@ def test_a_real_video(
     assert one["images"][0]["score"] == pytest.approx(1.0, abs=1e-3)
     main(words)
     assert "0 images encoded" in capsys.readouterr().err
+
+
+def test_the_common_folder_of_videos_may_grow_and_shrink(tmp_path: Path) -> None:
+    lab = Lab(tmp_path)
+    for name in ("c1", "c2"):
+        (tmp_path / "vv" / name).mkdir(parents=True)
+    first = write_video(tmp_path / "vv/c1/a.mkv", REGULAR)
+    second = write_video(tmp_path / "vv/c2/b.mkv", REGULAR[:10], noise=True)
+    lab.run(VideoSource([first], 1, distinct=False))
+    report = lab.run(VideoSource([first, second], 1, distinct=False))
+    assert (report.rows, report.reused, report.encoded) == (3, 2, 1)
+    entries = list(Index.open(lab.out).entries())
+    assert [entry.name.partition("/00")[0] for entry in entries] == ["c1/a.mkv"] * 2 + ["c2/b.mkv"]
+    assert [entry.path for entry in entries] == [first, first, second]
+    with pytest.raises(InputError, match=r"'c2/b\.mkv': expected every archive or video"):
+        lab.run(VideoSource([first], 1, distinct=False))
+    second.unlink()
+    report = lab.run(VideoSource([first], 1, distinct=False))
+    assert (report.rows, report.reused, report.encoded, report.removed) == (2, 2, 0, 3)
+    with pytest.raises(InputError, match=r"expected images of .*c1, found .*c2"):
+        lab.run(VideoSource([write_video(second, REGULAR)], 1, distinct=False))

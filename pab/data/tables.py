@@ -24,6 +24,7 @@ from pab.core.notices import notice
 from pab.core.progress import progress
 from pab.core.text_files import utf8_text
 from pab.data.bad_lines import BadLines
+from pab.data.captions import has_visible
 from pab.data.fields import caption_text, identifier, required_text
 from pab.data.image_paths import IMAGE_ENDINGS, inside_root, with_slashes
 from pab.data.json_lines import shortened, text_of, utf8_bytes
@@ -117,15 +118,47 @@ def captioned_images(
         counts[image] += 1
 
 
-def table_base(path: Path, root: Path, columns: TableColumns) -> Path:
+def listed_images(
+    path: Path, root: Path, columns: TableColumns, bad: BadLines
+) -> Iterator[tuple[str, str]]:
+    """Yield the images of a table, relative to the data root, each with a caption or an empty text.
+
+    Unlike in :func:`captioned_images`, images may differ only in their extension, and captions may
+    be empty. A column with the default name of the captions may be missing.
+
+    Args:
+        path: the table.
+        root, columns, bad: see :func:`captioned_images`.
+
+    Raises:
+        InputError: see :func:`captioned_images`.
+    """
+    base = table_base(path, root, columns, captions=False)
+    for row in _table_rows(path, columns, bad, captions=False):
+        fault = partial(InputError, path, item=row.item)
+        try:
+            written = required_text({"image": row.image}, "image", fault)
+            image = _below_root(written, base, root, path, row.item)
+        except InputError as error:
+            bad.add(error)
+            continue
+        yield image, row.caption if has_visible(row.caption) else ""
+
+
+def table_base(path: Path, root: Path, columns: TableColumns, *, captions: bool = True) -> Path:
     """Return the base folder of a table's relative paths: the table's folder, or the data root.
+
+    For the other arguments, see :func:`captioned_images`.
+
+    Args:
+        captions: require a column of captions.
 
     Raises:
         InputError: see :func:`captioned_images`.
     """
     if path.parent.resolve() == root.resolve():
         return root
-    for row in islice(_table_rows(path, columns, BadLines()), _PROBED):
+    for row in islice(_table_rows(path, columns, BadLines(), captions=captions), _PROBED):
         for folder in (path.parent, root):
             names = (row.image, row.image.replace("\\", "/")) if row.image.strip() else ()
             if "\0" not in row.image and any((folder / name).exists() for name in names):
@@ -150,7 +183,9 @@ def folder_state(folder: Path) -> str:
 # ----------------------------------------------------------------------------------------- tables
 
 
-def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_Row]:
+def _table_rows(
+    path: Path, columns: TableColumns, bad: BadLines, *, captions: bool = True
+) -> Iterator[_Row]:
     broken: list[InputError] = []  # errors in the lines of the current row
     with utf8_bytes(path) as (handle, _):
 
@@ -169,8 +204,9 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
             raise broken[0]
         if header_line is None or not header_line.strip():
             raise InputError(path, "expected a header line with column names, found none")
-        separator, header = _header(path, header_line, columns)
-        image, caption = (header.index(name) for name in (columns.image, columns.caption))
+        separator, header = _header(path, header_line, columns, captions=captions)
+        image = header.index(columns.image)
+        caption = header.index(columns.caption) if columns.caption in header else None
         rows = csv.reader(source, delimiter=separator, strict=True)
         first = 2
         while True:
@@ -192,29 +228,37 @@ def _table_rows(path: Path, columns: TableColumns, bad: BadLines) -> Iterator[_R
             if problem:
                 bad.add(InputError(path, problem, item=item))
             elif cells:
-                yield _Row(item, cells[image], cells[caption])
+                yield _Row(item, cells[image], "" if caption is None else cells[caption])
 
 
-def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str]]:
+def _header(
+    path: Path, line: str, columns: TableColumns, *, captions: bool = True
+) -> tuple[str, list[str]]:
     """Return the separator and the column names.
 
     Raises:
         InputError: no separator yields both columns, image and caption, or one of the two is
-            repeated.
+            repeated. Without ``captions``, a column with the default name may be missing.
     """
-    wanted = (columns.image, columns.caption)
-    fitting = {}
+    wanted: tuple[str, ...] = (columns.image, columns.caption)
+    headers = {}
     for separator in dict.fromkeys((columns.separator, *SEPARATORS)):
         try:
-            names = [name.strip() for name in next(csv.reader([line], delimiter=separator))]
+            headers[separator] = [
+                name.strip() for name in next(csv.reader([line], delimiter=separator))
+            ]
         except csv.Error:
             continue
-        if all(name in names for name in wanted):
-            fitting[separator] = names
+    fitting = _fitting(headers, wanted)
+    if not fitting and not captions and columns.caption == TableColumns.caption:
+        wanted = (columns.image,)
+        fitting = _fitting(headers, wanted)
+        if fitting:
+            notice(path, f"no column {columns.caption!r}: its images have no captions")
     chosen = columns.separator if columns.separator in fitting else next(iter(fitting), None)
     if chosen is None:
         found = f"the header {shortened(line.strip())}"
-        problem = f"expected columns {wanted[0]!r} and {wanted[1]!r}, found {found}"
+        problem = f"expected columns {' and '.join(map(repr, wanted))}, found {found}"
         todo = "set their names with --csv_image_key and --csv_caption_key"
         raise InputError(path, problem, item="line 1", todo=todo)
     names = fitting[chosen]
@@ -224,6 +268,11 @@ def _header(path: Path, line: str, columns: TableColumns) -> tuple[str, list[str
     if chosen != columns.separator:
         notice(path, f"columns are separated by {SEPARATORS[chosen]}, as the header shows")
     return chosen, names
+
+
+def _fitting(headers: dict[str, list[str]], wanted: tuple[str, ...]) -> dict[str, list[str]]:
+    """Select the separators that yield the wanted columns."""
+    return {one: names for one, names in headers.items() if all(name in names for name in wanted)}
 
 
 def _below_root(written: str, base: Path, root: Path, path: Path, item: str) -> str:

@@ -2,7 +2,7 @@
 
 The check reports the kind of a folder or file, its content, and the next command to run. It
 recognizes a data root with all or some parts of PAB, name-masked sets, annotations, tables,
-photographs, scores, ranked lists, archives, configs and weights.
+photographs, videos, search indexes, scores, ranked lists, archives, configs and weights.
 """
 
 from __future__ import annotations

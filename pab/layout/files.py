@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import json
 import tarfile
 import zipfile
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -30,6 +32,11 @@ from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
 
 TENSOR_ENDINGS = frozenset((".pt", ".pth", ".bin", ".ckpt", ".safetensors"))
+VIDEO_ENDINGS = frozenset((
+    ".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".mpg", ".mpeg", ".wmv", ".3gp", ".mts",
+    ".m2ts",
+))  # fmt: skip
+MANIFEST = "manifest.json"  # of a search index
 _HEAD = 1 << 16  # bytes of a text file that determine its kind
 # Usual column names of a caption table. OpenCLIP's names, which need no flags, come first.
 IMAGE_KEYS = ("filepath", "image", "image_path", "path", "file", "filename", "file_name")
@@ -50,6 +57,10 @@ def explain_file(path: Path) -> Found:
         return describe_scores(path)
     if is_photo_name(path.name):
         return _picture(path)
+    if ending in VIDEO_ENDINGS:
+        return Found("a video", (), (index_command(f"--video {quoted(path)}"),))
+    if path.name == MANIFEST and (index := explain_index(path.parent)) is not None:
+        return index
     if ending in (".zip", ".tar"):
         return _archive(path)
     if ending == ".spm":
@@ -97,6 +108,48 @@ def _picture(path: Path) -> Found:
     return Found("an image", facts, (command,))
 
 
+def index_command(source: str) -> str:
+    """Format the command that indexes images for a search."""
+    return f"python -m pab.search index --model clip {source} --out output/index"
+
+
+def explain_index(folder: Path) -> Found | None:
+    """Describe a search index; return None for any other folder.
+
+    Raises:
+        InputError: the manifest cannot be read.
+    """
+    path = folder / MANIFEST
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_bytes())
+        rows = sum(shard["rows"] for shard in found["shards"])
+        members = ", ".join(member["name"] for member in found["members"])
+        facts = (f"{count(rows, 'image')} of {found['root']}", f"members: {members}")
+    except OSError as error:
+        raise InputError(path, f"cannot be read: {error.strerror or error}") from error
+    except (ValueError, LookupError, TypeError):  # a manifest of something else
+        return None
+    place = quoted(folder)
+    commands = (
+        f'python -m pab.search query --index {place} --text "TEXT"',
+        f"python -m pab.search serve --index {place}",
+    )
+    return Found("a search index", facts, commands)
+
+
+def is_searchable(path: Path, names: Sequence[str]) -> bool:
+    """Return true if a search can index an archive: an uncompressed tar file with images."""
+    if path.suffix.lower() != ".tar" or not any(map(is_photo_name, names)):
+        return False
+    try:
+        with tarfile.open(path, "r:"):
+            return True
+    except (OSError, tarfile.TarError):
+        return False
+
+
 def archive_names(path: Path) -> list[str]:
     """List the names in a zip or tar archive; for a tar, only the names of files.
 
@@ -123,9 +176,13 @@ def _archive(path: Path) -> Found:
     unpack = f"tar -xf {quoted(path)} -C"
     if path.suffix.lower() == ".zip":
         unpack = f"unzip -q {quoted(path)} -d"
-    commands = (f"mkdir -p {out} && {unpack} {out}", f"python -m pab.layout check {out}")
+    commands = [f"mkdir -p {out} && {unpack} {out}", f"python -m pab.layout check {out}"]
+    what = "an archive: unpack it first"
+    if is_searchable(path, names):
+        what = "an archive: unpack it first, or index it as it is for a search"
+        commands.append(index_command(f"--webdataset {quoted(path)}"))
     facts = (f"holds {counts_by_ending(names, 'other') or 'nothing'}",)
-    return Found("an archive: unpack it first", facts, commands)
+    return Found(what, facts, tuple(commands))
 
 
 # ------------------------------------------------------------------------------------ text files

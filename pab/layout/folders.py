@@ -12,7 +12,13 @@ from pab.data.bad_lines import BadLines
 from pab.data.image_paths import file_names, is_photo_name, part_of
 from pab.data.tables import TABLE_ENDINGS, TableColumns, captioned_images, is_captioned_folder
 from pab.data.tree import shard_number
-from pab.layout.files import archive_names
+from pab.layout.files import (
+    VIDEO_ENDINGS,
+    archive_names,
+    explain_index,
+    index_command,
+    is_searchable,
+)
 from pab.layout.found import Found, blank_names, captioned_commands, count, counts_by_ending, quoted
 from pab.layout.parts import masked_part, query_file
 from pab.layout.weights import explain_weight_folder
@@ -33,6 +39,9 @@ def explain_folder(folder: Path) -> Found:
             name-masked set is incomplete or invalid.
     """
     names = sorted(file_names(folder))
+    index = explain_index(folder)
+    if index is not None:
+        return index
     if (folder / "gallery").is_dir() or query_file(folder):
         return _masked(folder)
     if not any(map(is_photo_name, names)):  # opening every image of a gallery would be slow
@@ -48,6 +57,9 @@ def explain_folder(folder: Path) -> Found:
     nested = _nested_photos(folder)
     if nested or any(map(is_photo_name, names)):
         return _pictures(folder, names, nested)
+    videos = _videos(folder, names)
+    if videos is not None:
+        return videos
     endings = Counter(Path(name).suffix.lower() for name in names if name[0] != ".")
     known = ", ".join(f"{endings[e]} {e}" for e in sorted(endings) if e in KNOWN_ENDINGS)
     if known:
@@ -59,6 +71,20 @@ def explain_folder(folder: Path) -> Found:
     found = f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}"
     problem = f"expected data, photographs, scores or weights, found {found}"
     raise InputError(folder, problem, todo="check one of the files or folders in it")
+
+
+def _videos(folder: Path, names: list[str]) -> Found | None:
+    """Describe the videos of a folder; return None if it has none."""
+    videos = [name for name in names if _is_video(name)]
+    if not videos:
+        return None
+    endings = sorted({Path(name).suffix for name in videos})
+    files = " ".join(f"{quoted(folder)}/*{ending}" for ending in endings)
+    return Found(count(len(videos), "video"), (), (index_command(f"--video {files}"),))
+
+
+def _is_video(name: str) -> bool:
+    return name[0] != "." and Path(name).suffix.lower() in VIDEO_ENDINGS
 
 
 def _masked(folder: Path) -> Found:
@@ -86,14 +112,20 @@ def _image_shards(folder: Path, numbers: list[int]) -> Found:
 
 def _tars(folder: Path, names: list[str]) -> Found:
     """Describe WebDataset shards by the content of the first shard."""
-    held = counts_by_ending(archive_names(folder / names[0]))
+    inside = archive_names(folder / names[0])
     out = f"{quoted(folder)}/unpacked"
-    commands = (
+    commands = [
         f'mkdir {out} && for f in {quoted(folder)}/*.tar; do tar -xf "$f" -C {out}; done',
         f"python -m pab.layout check {out}",
-    )
-    facts = (f"{names[0]} holds {held}", "after unpacking: images and any .txt captions")
-    return Found(f"{count(len(names), 'WebDataset tar')}", facts, commands)
+    ]
+    facts = [
+        f"{names[0]} holds {counts_by_ending(inside)}",
+        "after unpacking: images and any .txt captions",
+    ]
+    if is_searchable(folder / names[0], inside):
+        facts.append("a search can index them without unpacking")
+        commands.append(index_command(f"--webdataset {quoted(folder)}"))
+    return Found(f"{count(len(names), 'WebDataset tar')}", tuple(facts), tuple(commands))
 
 
 def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
@@ -119,10 +151,15 @@ def _pictures(folder: Path, names: list[str], nested: list[str]) -> Found:
         facts.append(f"{len(nested):,} of them in {count(folders, 'nested folder')}")
         recursive = " --recursive"
     search = f'python -m pab.search --model clip --image_folder {place}{recursive} --query "TEXT"'
+    checks: list[str] = []
+    videos = _videos(folder, names)
+    if videos is not None:
+        facts.append(f"{videos.what} beside them")
+        checks += videos.commands
     tables = [name for name in names if Path(name).suffix.lower() in TABLE_ENDINGS]
     if tables:
         facts.append(f"{count(len(tables), 'table')} beside them: {', '.join(tables)}")
-    checks = [f"python -m pab.layout check {quoted(folder / name)}" for name in tables]
+    checks += [f"python -m pab.layout check {quoted(folder / name)}" for name in tables]
     return Found("a folder of photographs", tuple(facts), (search, *checks))
 
 

@@ -228,10 +228,28 @@ def usable_ann(index: Index, members: Sequence[str]) -> Ann | None:
     return None
 
 
+def kept_ann(index: Index, kind: Kind, member: str | None = None) -> AnnRecord | None:
+    """Return the description of an approximate index if it need not be built again, else None.
+
+    Args:
+        index: the search index.
+        kind: ``hnsw`` or ``ivf``.
+        member: name of the member; None takes the first.
+
+    Raises:
+        InputError: the description is damaged.
+    """
+    found, name = read_record(index), index.members[0].name if member is None else member
+    if found is None or (found.kind, found.member) != (kind, name) or not is_current(index, found):
+        return None
+    path = index.folder / FOLDER / found.file
+    return found if path.is_file() and path.stat().st_size == found.bytes else None
+
+
 def build_ann(folder: Path, kind: Kind, member: str | None = None) -> AnnRecord:
     """Build an approximate index, and name it in the manifest.
 
-    A current index of the same kind and member is kept.
+    A current index of the same kind and member is kept, unless its file is missing or truncated.
 
     The caller holds the lock of the folder.
 
@@ -247,13 +265,9 @@ def build_ann(folder: Path, kind: Kind, member: str | None = None) -> AnnRecord:
     index = Index.open(folder)
     name = index.members[0].name if member is None else index.member(member).name
     before = read_record(index)
-    if (
-        before is not None
-        and (before.kind, before.member) == (kind, name)
-        and is_current(index, before)
-        and (folder / FOLDER / before.file).is_file()
-    ):
-        return before
+    kept = kept_ann(index, kind, name)
+    if kept is not None:
+        return kept
     faiss = _faiss()
     if index.rows < LEAST_ROWS:
         problem = f"expected at least {LEAST_ROWS} images, found {index.rows}"

@@ -47,9 +47,18 @@ from pab.search.members import (
     check_fingerprint,
     check_same_model,
     choice_of,
+    with_arguments,
 )
 from pab.search.previous import Previous, locked
-from pab.search.sources import Container, Item, Listing, Source, check_source, with_content
+from pab.search.sources import (
+    Container,
+    Item,
+    Source,
+    check_containers,
+    check_source,
+    old_root,
+    with_content,
+)
 from pab.search.writing import (
     PARTS,
     compacted,
@@ -118,6 +127,7 @@ class Run:
             self.manifest = read_manifest(folder)
             check_source(folder, self.manifest, source)
             check_choices(folder, self.manifest, choices)
+            self._old_root = old_root(self.manifest, source)
             # The images' folder may have moved. Paths of new entries are relative to the new one.
             self.manifest = replace(self.manifest, root=str(source.root))
             remove_unnamed(folder, self.manifest)
@@ -131,10 +141,12 @@ class Run:
     def result(self, engine: Engine | None) -> Report:
         """Update the index from its source; return the counts of the run."""
         listing = self.source.list()
-        self._check_containers(listing)
-        known = None if self.manifest is None else list(map(choice_of, self.manifest.members))
-        if known is not None and known != self.choices:
-            _ = self.opened  # other flags may select another model, so check it
+        if self.manifest is not None:
+            check_containers(self.folder, self._old_root, self.manifest, self.source, listing)
+            if list(map(choice_of, self.manifest.members)) != self.choices:
+                # `opened` checks the models that other flags select; weights may have moved.
+                members = with_arguments(self.manifest.members, self.choices, self.opened)
+                self.manifest = replace(self.manifest, members=members)
         self.unreadable = {name: Unreadable(why) for name, why in listing.unreadable.items()}
         files = [entry for entry in listing.images if not self._is_unchanged(entry)]
         containers = [one for one in listing.containers if not self._is_complete(one)]
@@ -217,16 +229,6 @@ class Run:
             if name == container.name or name.startswith(f"{container.name}/"):
                 self.unreadable[name] = problem
         return True
-
-    def _check_containers(self, listing: Listing) -> None:
-        """Refuse to remove the images of a container that still exists but was not passed."""
-        listed = {one.name for one in listing.containers}
-        for name in self.manifest.complete if self.manifest else ():
-            if name not in listed and Path(self.source.root, name).is_file():
-                raise InputError(
-                    self.folder, "expected every archive or video of the index",
-                    item=f"file {name!r}", todo="pass this file too, or use another --out",
-                )  # fmt: skip
 
     # -------------------------------------------------------------------------------------- adding
 

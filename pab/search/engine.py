@@ -19,6 +19,7 @@ from pab.data.records import GalleryImage
 from pab.scoring.encoder import Encoder
 from pab.search.index import SHARD_ROWS, Dtype, Entry, Index, Manifest, Member
 from pab.search.query import Hit, Query, Searcher
+from pab.search.vectors import text_vectors
 from pab.search.writing import with_shards, write_shard
 
 MEMBER = "once"  # name of the only member in the temporary index
@@ -52,7 +53,7 @@ def search(
         return Answers(0, {}, [[] for _ in queries])
     reader = photo_reader()
     assert reader.unreadable is not None
-    encoder.encode_texts(queries)  # first, so that bad queries fail early
+    text_vectors(encoder, queries)  # first, so that bad queries fail early
     vectors = encoder.encode_images(photos, reader=reader)
     kept = [i for i, photo in enumerate(photos) if photo.gallery_id not in reader.unreadable]
     unreadable = {name: error.problem for name, error in sorted(reader.unreadable.items())}

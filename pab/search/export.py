@@ -61,6 +61,10 @@ def export_index(index: Index, out: Path, kind: Format, names: Sequence[str] = (
             space, the index cannot be read, or a member cannot be exported.
     """
     members = [index.member(name) for name in names] or index.members
+    out = out.resolve()  # a link to an empty folder, or "."
+    if out == Path.cwd() or out.is_mount():  # which cannot be replaced
+        found = "the working directory" if out == Path.cwd() else "a mount point"
+        raise InputError("--out", f"expected a new folder, found {found}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError("--out", f"expected a new or an empty folder, found {out}")
     numbers = sum(NUMBER_BYTES[kind][member.dtype] * member.width for member in members)

@@ -20,7 +20,7 @@ from pab.core.errors import InputError
 from pab.core.outputs import check_output_folder
 from pab.core.progress import write_line
 from pab.data.label_config import TableConfig
-from pab.search.ann import KINDS, Kind, build_ann, is_current, read_record
+from pab.search.ann import KINDS, Kind, build_ann, is_current, kept_ann, read_record
 from pab.search.build import build_index, locked
 from pab.search.index import MANIFEST, Index, read_manifest
 from pab.search.jobs import BLOCK_ROWS, BuildSettings
@@ -124,9 +124,8 @@ def main(argv: Sequence[str]) -> None:
             problem = f"expected {before}, as the index has, found {args.vectors}"
             raise InputError("--vectors", problem, todo="leave it out, or use another --out")
     settings = BuildSettings(args.vectors or "float16", args.block, args.check_content)
-    opener = partial(open_members, choices)
+    opener = partial(open_members, choices, ann=args.ann is not None)
     report = build_index(args.out, source, choices, opener, settings, engine)
-    update_ann(args.out, args.ann)
     listing = args.out / UNREADABLE
     write_unreadable(listing, report.unreadable)
     encoded, removed = counted(report.encoded, "image"), counted(report.removed, "row")
@@ -135,6 +134,10 @@ def main(argv: Sequence[str]) -> None:
         f"{report.kept} unchanged, {removed} removed", file=sys.stderr,
     )  # fmt: skip
     print_summary(report.rows, len(report.unreadable), listing)
+    opened = report.encoded or engine is not None  # workers do not know --ann
+    if args.ann is not None and not opened and kept_ann(Index.open(args.out), args.ann) is None:
+        opener()  # checks the first member
+    update_ann(args.out, args.ann)
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, list[MemberChoice]]:
@@ -216,10 +219,19 @@ def _is_update(out: Path, choices: Sequence[MemberChoice]) -> bool:
     return [choice_of(member) for member in read_manifest(out).members] == list(choices)
 
 
-def open_members(choices: Sequence[MemberChoice]) -> list[Opened]:
+def open_members(choices: Sequence[MemberChoice], *, ann: bool = False) -> list[Opened]:
     """Load the members.
 
+    Args:
+        choices: the members.
+        ann: require one vector per image of the first member.
+
     Raises:
-        InputError: settings or weights are invalid.
+        InputError: settings or weights are invalid, or the first member has several vectors.
     """
-    return [Opened(choice, choice.config(PROG).open()) for choice in choices]
+    found = [Opened(choice, choice.config(PROG).open()) for choice in choices]
+    if ann:
+        from pab.search.vectors import check_ann_member  # imports torch
+
+        check_ann_member(found[0].name, found[0].encoder)
+    return found

@@ -6,7 +6,7 @@ See :mod:`pab.scoring.members` for the list of members.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -102,10 +102,23 @@ class MemberChoice:
 
 @dataclass(frozen=True)
 class Opened:
-    """Member with its loaded model."""
+    """Member with its loaded model.
+
+    Raises:
+        InputError: the model has one vector per token.
+    """
 
     choice: MemberChoice
     encoder: Encoder
+
+    def __post_init__(self) -> None:
+        # Imported here, because an update of an index that encodes nothing needs no torch.
+        from pab.encoders.st.late import LateEncoder
+
+        if isinstance(self.encoder, LateEncoder):
+            problem = "a model with one vector per token cannot be indexed"
+            todo = "search without an index"
+            raise InputError("index", problem, item=f"member {self.name!r}", todo=todo)
 
     @property
     def name(self) -> str:
@@ -199,6 +212,18 @@ def check_choices(folder: Path, manifest: Manifest, choices: Sequence[MemberChoi
         raise InputError(folder, problem, todo="use another --out")
 
 
+def with_arguments(
+    members: Sequence[Member], choices: Sequence[MemberChoice], opened: Sequence[Opened]
+) -> list[Member]:
+    """Return members of an index with the flags that open them now; weights may have moved."""
+    found = []
+    for member, choice, one in zip(members, choices, opened, strict=True):
+        new = one.member(member.width, member.dtype)
+        origin = {**new.origin, "dtype": member.origin.get("dtype", "")}
+        found.append(replace(member, arguments=choice.arguments, origin=origin))
+    return found
+
+
 def check_same_model(folder: Path, member: Member, encoder: Encoder) -> None:
     """Reject a model whose vectors cannot be compared with those of an index.
 
@@ -218,7 +243,7 @@ def check_fingerprint(folder: Path, member: Member, now: Mapping[str, str]) -> N
     """
     before = member.fingerprint
     for fact in sorted({*before, *now}):
-        if before.get(fact) == now.get(fact):
+        if before.get(fact) == now.get(fact) or _is_renamed(fact, before, now):
             continue
         if fact in ROUNDING:
             words = f"{fact} {before.get(fact)}; this run uses {now.get(fact)}"
@@ -229,3 +254,12 @@ def check_fingerprint(folder: Path, member: Member, now: Mapping[str, str]) -> N
                 folder, problem, item=f"member {member.name!r}",
                 todo="pass the model that the index was made with, or make another index",
             )  # fmt: skip
+
+
+def _is_renamed(fact: str, before: Mapping[str, str], now: Mapping[str, str]) -> bool:
+    """Return true for a model folder whose path an earlier version stored instead of its content.
+
+    The weights and the architecture are facts of their own.
+    """
+    starts = before.get(fact, ""), now.get(fact, "")
+    return fact == "model" and starts[0].startswith("local-dir:") and starts[1][:10] == "local-dir,"

@@ -31,6 +31,7 @@ from pab.search.results import (
 )
 from pab.search.sources import warn_left_out
 from pab.search.texts import TOP_K, check_query
+from pab.search.vectors import report_ignored_ends
 
 PROG = "python -m pab.search"
 
@@ -86,6 +87,7 @@ def main(argv: list[str] | None = None) -> None:
     warn_left_out(args.image_folder, folder)
 
     encoder = member.open()
+    report_ignored_ends({args.model: encoder}, args.query)
     answers = search(encoder, folder.photos, args.query, top_k)
     unreadable = dict(sorted({**folder.unreadable, **answers.unreadable}.items()))
     write_unreadable(listing, unreadable)
@@ -116,12 +118,13 @@ def check_files(args: argparse.Namespace, listing: Path, folder: PhotoFolder) ->
     """Reject outputs that cannot be written, or would overwrite a photograph or another output."""
     outputs = {"html": args.html, "json": args.json}
     check_outputs(outputs, omit="leave out --{}")
-    taken = {photo.path.absolute(): "a photograph" for photo in folder.photos}
-    taken[listing.absolute()] = "the list of unreadable images"
+    taken = {listing.resolve(): "the list of unreadable images"}
+    if any(path is not None and path.exists() for path in outputs.values()):
+        taken |= {photo.path.resolve(): "a photograph" for photo in folder.photos}
     for name, path in outputs.items():
-        if path is not None and path.absolute() in taken:
+        if path is not None and path.resolve() in taken:
             raise InputError(
-                f"--{name}", f"{path} is {taken[path.absolute()]}", todo="use another file"
+                f"--{name}", f"{path} is {taken[path.resolve()]}", todo="use another file"
             )
     problem = cannot_be_written(listing)
     if problem is not None:

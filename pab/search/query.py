@@ -27,10 +27,10 @@ from scipy.optimize import linear_sum_assignment
 
 from pab.core.errors import InputError
 from pab.scoring.encoder import Encoder
-from pab.scoring.encoding import BatchEncoder
 from pab.search.ann import Ann
 from pab.search.exact import longest_row, search_exact, selected
 from pab.search.index import Index
+from pab.search.vectors import check_ann_member, has_one_vector, text_vectors
 
 PARTS = ("text", "image", "minus")
 
@@ -182,9 +182,8 @@ class Searcher:
         self.index, self.encoders, self.ann = index, dict(encoders), ann
         if ann is not None:
             encoder = self.encoders.get(ann.record.member)
-            if encoder is not None and not has_one_vector(encoder):
-                problem = f"member {ann.record.member} has several vectors per image"
-                raise InputError("--ann", problem, todo="leave out --ann")
+            if encoder is not None:
+                check_ann_member(ann.record.member, encoder)
         self._longest: dict[str, float] = {}  # upper bound of the norms of a member's rows
         given = dict(weights or {})
         for name, weight in given.items():
@@ -271,7 +270,7 @@ class Searcher:
                 "image query", f"member {name} has several vectors per image",
                 todo="search with the other members only",
             )  # fmt: skip
-        of_texts = iter(encoder.encode_texts(texts).numpy() if texts else ())
+        of_texts = iter(text_vectors(encoder, texts).numpy() if texts else ())
         of_images = iter(encoder.encode_images(images).numpy() if images else ())
         found = []
         for query in queries:
@@ -385,17 +384,6 @@ def _check_weight(name: str, weight: float) -> None:
 def _of_one(member: str, scores: np.ndarray, rows: np.ndarray) -> _Found:
     """Return the rows that one member found; its similarities are the scores."""
     return _Found(rows, scores, {member: scores})
-
-
-def has_one_vector(encoder: Encoder) -> bool:
-    """Return true if an encoder compares by the dot product of one vector per image.
-
-    An encoder that overrides ``similarity`` with a dot product sets the attribute
-    ``compares_by_dot_product``.
-    """
-    if type(encoder).similarity in (Encoder.similarity, BatchEncoder.similarity):
-        return True
-    return bool(getattr(encoder, "compares_by_dot_product", False))
 
 
 def combined(parts: _Parts) -> np.ndarray:

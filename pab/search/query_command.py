@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
 from collections.abc import Sequence
 from itertools import repeat
@@ -11,7 +12,8 @@ from typing import Any
 from pab.core.commands import CommandParser
 from pab.core.errors import InputError
 from pab.core.files import write_json
-from pab.core.outputs import check_outputs
+from pab.core.notices import notice
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.photos import load_photo
 from pab.search.ann import usable_ann
 from pab.search.flags import add_ann_flag, add_device_flag, add_index_flags, add_rerank_flags
@@ -22,6 +24,7 @@ from pab.search.query import PARTS, Filters, Query, Searcher
 from pab.search.rerank import check_depth, open_reranker, reranked
 from pab.search.results import hit_as_plain, print_hits
 from pab.search.texts import TOP_K, check_query
+from pab.search.vectors import report_ignored_ends
 
 PROG = "python -m pab.search query"
 
@@ -90,6 +93,7 @@ def main(argv: Sequence[str]) -> None:
     if args.json is not None and args.index.resolve() in args.json.resolve().parents:
         problem = f"{args.json} is in the folder of the index"
         raise InputError("--json", problem, todo="use another folder")
+    check_not_indexed(index, args.json)
     names = args.members or [member.name for member in index.members]
     weights = parsed_weights(args.weights, names)
     pairs = paired(args.text, args.image)
@@ -99,10 +103,15 @@ def main(argv: Sequence[str]) -> None:
     more = [] if args.device is None else ["--device", args.device]
     reranker = open_reranker(args.rerank, **settings) if args.rerank else None
     encoders = open_encoders(index, prog=PROG, names=names, more=more)
+    report_ignored_ends(encoders, [*args.text, *args.minus])
     of_members = {name: weight for name, weight in weights.items() if name not in PARTS}
     ann = usable_ann(index, names) if args.ann else None
     searcher = Searcher(index, encoders, of_members, ann)
     filters = Filters(args.folder, args.start, args.end, args.least)
+    chosen = filters.rows(index)
+    if chosen is not None and not len(chosen):
+        flags = ", ".join(f"--{one}" for one in ("folder", "start", "end") if is_given(args, one))
+        notice(flags, "the index has no such images")
     wanted = args.top_k if reranker is None else max(args.top_k, args.rerank_depth)
     joint = args.one_to_one and reranker is None  # with a reranker, `reranked` assigns
     hits = searcher.search(queries, wanted, filters, one_to_one=joint)
@@ -111,6 +120,8 @@ def main(argv: Sequence[str]) -> None:
             index, queries, hits, reranker, args.rerank_depth, one_to_one=args.one_to_one
         )  # fmt: skip
     hits = [one[: args.top_k] for one in hits]
+    if args.least is not None and not any(hits) and (chosen is None or len(chosen)):
+        notice("--least", "no image has such a score")
     if args.json is not None:
         facts = {
             "index": str(args.index), "indexed": index.rows, "weights": searcher.weights,
@@ -129,6 +140,26 @@ def main(argv: Sequence[str]) -> None:
     print_hits([title_of(*pair, args.minus) for pair in pairs], hits)
     if args.json is not None:
         print(f"results: {args.json}", file=sys.stderr)
+
+
+def check_not_indexed(index: Index, out: Path | None) -> None:
+    """Reject an output that would overwrite an image, an archive or a video of the index.
+
+    Raises:
+        InputError: see above.
+    """
+    if out is None or not out.is_file():
+        return
+    with out.open("rb") as file:
+        # An earlier result begins with a brace, unlike an image: a large index need not be read.
+        if file.read(1) == b"{":
+            return
+    check_inputs_are_kept({"json": out}, {"the index": [*{one.path for one in index.entries()}]})
+
+
+def is_given(args: argparse.Namespace, flag: str) -> bool:
+    """Return true if a filter is set; the start of a video, 0, is a filter too."""
+    return getattr(args, flag) not in (None, "")
 
 
 def parsed_weights(words: Sequence[str], members: Sequence[str]) -> dict[str, float]:

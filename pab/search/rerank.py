@@ -73,7 +73,8 @@ def open_reranker(name: str, **settings: Any) -> Reranker:
         reranker: Reranker = config.open_reranker()
         return reranker
     if refused or broken:
-        raise (refused or broken)[0]
+        # A class that refuses the name of the model is not the one that the file is meant for.
+        raise next((one for one in refused if one.item != "model"), (refused or broken)[0])
     raise InputError("--rerank", f"expected a member with a cross encoder, found {name!r}")
 
 

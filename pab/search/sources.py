@@ -28,7 +28,7 @@ from pab.data.bad_lines import BadLines
 from pab.data.image_paths import PHOTO_ENDINGS
 from pab.data.images import without_content
 from pab.data.photos import PhotoFolder, decode_photo, list_photos, load_photo, photo_size
-from pab.data.tables import TableColumns, captioned_images
+from pab.data.tables import TableColumns, listed_images
 from pab.search.archives import packed_images, read_packed
 from pab.search.index import Entry, FileState, Manifest
 from pab.search.video import Frame, frame_at, sampled_frames
@@ -185,19 +185,21 @@ class TableSource(Source):
     def list(self) -> Listing:
         """See :class:`Source`; several captions of an image are joined, one per line.
 
+        Unlike for scoring and training, captions may be empty or missing.
+
         Raises:
             InputError: the table cannot be read or has no images, or some rows are invalid, for
                 example because a path leaves the folder; the error counts such rows.
         """
         bad, captions = BadLines(), dict[str, list[str]]()
-        for row in captioned_images(absolute(self.table), self.root, self.columns, bad):
-            captions.setdefault(row.image, []).append(row.caption)
+        for image, caption in listed_images(absolute(self.table), self.root, self.columns, bad):
+            captions.setdefault(image, []).extend([caption] if caption else [])
         bad.check(self.table)
         if not captions:
             raise InputError(self.table, "expected rows with images, found none")
         listing = Listing()
         for name in sorted(captions):
-            _add(listing, name, self.root / name, "\n".join(captions[name]))
+            _add(listing, name, self.root / name, "\n".join(captions[name]) or None)
         return listing
 
 
@@ -262,6 +264,9 @@ class VideoSource(ContainerSource):
 def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
     """Reject a source other than that of an index; an image folder that has moved is accepted.
 
+    The common folder of archives or videos may be above or below that of the index. All names then
+    change, and images are recognized by content.
+
     Raises:
         InputError: the settings differ, or the image folder of the index still exists but is not
             that of the source.
@@ -276,11 +281,44 @@ def check_source(folder: Path, manifest: Manifest, source: Source) -> None:
         known = f"{name} {manifest.source.get(name)}"
         problem = f"expected {known}, as in the index, found {facts.get(name)}"
         raise InputError(folder, problem, todo="use another --out")
-    root = Path(manifest.root)
-    if root != source.root and root.is_dir() and root.resolve() != source.root.resolve():
+    root, now = old_root(manifest, source), source.root.resolve()
+    nested = isinstance(source, ContainerSource) and (root in now.parents or now in root.parents)
+    if root != now and not nested:
         raise InputError(
             folder, f"expected images of {root}, found {source.root}", todo="use another --out"
         )
+
+
+def old_root(manifest: Manifest, source: Source) -> Path:
+    """Return the resolved folder of an index's names: that of the source if its own has moved."""
+    root = Path(manifest.root)
+    return (root if root.is_dir() else source.root).resolve()
+
+
+def check_containers(
+    folder: Path, root: Path, manifest: Manifest, source: Source, listing: Listing
+) -> None:
+    """Refuse to remove the images of a container that still exists but was not passed.
+
+    Args:
+        folder: folder of the index.
+        root: see :func:`old_root`.
+        manifest: contents of the index.
+        source: the containers that were passed.
+        listing: contents of the source.
+
+    Raises:
+        InputError: see above.
+    """
+    names = [*(one.name for one in listing.containers), *listing.unreadable]
+    listed = {source.root.resolve() / name for name in names}
+    for name in manifest.complete:
+        path = root / name
+        if path not in listed and path.is_file():
+            raise InputError(
+                folder, "expected every archive or video of the index",
+                item=f"file {name!r}", todo="pass this file too, or use another --out",
+            )  # fmt: skip
 
 
 def load_picture(entry: Entry) -> Image.Image:

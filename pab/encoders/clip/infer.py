@@ -43,7 +43,7 @@ class InferConfig(EncoderConfig):
         """Load the model; see :meth:`pab.scoring.job.MemberConfig.open`."""
         from pab.encoders.clip.encoder import ClipEncoder
         from pab.encoders.clip.model import load_clip
-        from pab.encoders.clip.names import architecture
+        from pab.encoders.clip.names import architecture, identity
 
         compute = self.compute()
         keep_freed_memory(compute.device)
@@ -51,7 +51,7 @@ class InferConfig(EncoderConfig):
         clip.model.to(compute.device, compute.dtype)
         sha256 = checkpoint_hash(clip.weights_file)
         facts = compute.fingerprint(
-            model=self.model,
+            model=identity(self.model),
             checkpoint=sha256,
             preprocessing=clip.transform,
             architecture=json.dumps(architecture(self.model), sort_keys=True),

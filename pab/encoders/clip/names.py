@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
 import logging
 from collections.abc import Iterator
@@ -14,10 +15,11 @@ import open_clip
 from open_clip.factory import get_model_config
 
 from pab.core.errors import InputError, first_line
-from pab.core.files import existing_folder
+from pab.core.files import existing_folder, sha256_of_file
 from pab.core.weight_folders import OPENCLIP_CONFIG, weight_folder
 
 FOLDER = "local-dir:"  # OpenCLIP's prefix for a model folder
+TOKENIZER_FILES = ("*token*.json", "*.model", "vocab*", "merges.txt")
 NAMES_SHOWN = 5
 
 
@@ -80,6 +82,21 @@ def folder_preprocessing(name: str) -> dict[str, Any]:
 def label(name: str) -> str:
     """Return the model name for checkpoints: the architecture, or the folder's base name."""
     return Path(name.removeprefix(FOLDER)).name if name.startswith(FOLDER) else name
+
+
+def identity(name: str) -> str:
+    """Return the model name for fingerprints; the path of a folder has no effect on vectors.
+
+    The weights and the architecture are facts of their own. For a folder, the SHA-256 of its
+    tokenizer files is part of the result.
+    """
+    if not name.startswith(FOLDER):
+        return name
+    found, folder = hashlib.sha256(), Path(name.removeprefix(FOLDER))
+    files = {file for pattern in TOKENIZER_FILES for file in folder.glob(pattern)}
+    for file in sorted(files):
+        found.update(f"{file.name} {sha256_of_file(file)}\n".encode())
+    return f"local-dir, tokenizer {found.hexdigest()}"
 
 
 @contextmanager

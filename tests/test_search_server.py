@@ -268,6 +268,30 @@ def test_marks_without_a_right_image_are_refused(client: httpx.Client) -> None:
     assert "marked right" in answer.json()["error"]
 
 
+def test_marks_of_removed_images_are_skipped_and_counted(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 8)
+    with served(index) as at, httpx.Client(base_url=at, timeout=60) as client:
+        hits = found(client.post("/api/search", json={"text": "red", "limit": 5}))["results"]
+        marks = [{"text": "red", "image": one["id"], "right": True} for one in hits]
+        (tmp_path / "photos" / hits[0]["name"]).unlink()
+        index_pictures(tmp_path)
+        for form in ("labelled", "pairs"):
+            answer = client.post("/api/annotation", json={"marks": marks, "form": form})
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-skipped-marks"] == "1"
+            lines = [json.loads(line)["image"] for line in answer.text.splitlines()]
+            assert lines == [one["name"] for one in hits[1:]]
+        whole = client.post("/api/annotation", json={"marks": marks[1:]})
+        assert whole.headers["x-skipped-marks"] == "0"
+        wrong = {**marks[1], "right": False}
+        answer = client.post("/api/annotation", json={"marks": [marks[0], wrong]})
+        assert answer.status_code == 422
+        assert answer.json()["error"].endswith("skipped 1 of images that the index no longer has")
+        assert client.post("/api/annotation", json={"marks": marks[:1]}).status_code == 404
+        similar = client.post("/api/search", json={"image": hits[1]["id"]})  # an earlier row
+        assert hits[1]["name"] not in [one["name"] for one in found(similar)["results"]]
+
+
 # --------------------------------------------------------------------------------------- command
 
 

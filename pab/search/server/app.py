@@ -38,6 +38,7 @@ from pab.search.server.service import QueryError, Service, UnknownImageError
 
 WAITING = 16  # searches that may wait, per search that may run
 WAITING_PICTURES = 512  # pictures that may wait; one answer lists up to 100 results
+SKIPPED = "X-Skipped-Marks"  # header of an annotation
 KEPT_S = 600  # seconds for which a browser may show a picture from its cache
 EXAMPLES = (
     "a person lying on the ground",
@@ -130,9 +131,15 @@ def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> 
 
     @route("annotation", "POST", response_class=Response)
     async def annotation(marks: MarksRequest) -> Response:
-        """Convert marks to an annotation in JSON lines."""
-        text = await searches.run(service.annotation, marks)
-        headers = {"Content-Disposition": f'attachment; filename="marks_{marks.form}.jsonl"'}
+        """Convert marks to an annotation in JSON lines.
+
+        Marks of images that the index no longer has are skipped; a header has their number.
+        """
+        text, skipped = await searches.run(service.annotation, marks)
+        headers = {
+            "Content-Disposition": f'attachment; filename="marks_{marks.form}.jsonl"',
+            SKIPPED: str(skipped),
+        }
         return Response(text, media_type="application/x-ndjson", headers=headers)
 
     @route("health")

@@ -296,23 +296,32 @@ class Service:
             self._folders = known
         return known[1]
 
-    def annotation(self, request: MarksRequest) -> str:
-        """Convert marks to an annotation.
+    def annotation(self, request: MarksRequest) -> tuple[str, int]:
+        """Convert marks to an annotation; skip marks of images that the index no longer has.
+
+        Returns:
+            The annotation, and the number of skipped marks.
 
         Raises:
-            UnknownImageError: a marked image is not in the index.
-            QueryError: no image is marked right.
+            UnknownImageError: the index has none of the marked images.
+            QueryError: no image of the index is marked right.
             InputError: see :attr:`index`.
         """
         opened = self._current()
+        rows = [opened.ids.row(mark.image) for mark in request.marks]
         marks = [
-            NamedMark(mark.text, opened.index.entry(opened.row(mark.image)).name, mark.right)
-            for mark in request.marks
+            NamedMark(mark.text, opened.index.entry(row).name, mark.right)
+            for mark, row in zip(request.marks, rows, strict=True)
+            if row is not None
         ]
+        if not marks:
+            raise UnknownImageError
+        skipped = len(rows) - len(marks)
         try:
-            return annotation(marks, request.form)
+            return annotation(marks, request.form), skipped
         except InputError as error:
-            raise QueryError(str(error)) from error
+            skips = f"; skipped {skipped} of images that the index no longer has" if skipped else ""
+            raise QueryError(f"{error}{skips}") from error
 
     def _current(self) -> Opened:
         stamp = _stamp(self.folder)

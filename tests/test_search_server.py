@@ -292,6 +292,33 @@ def test_marks_of_removed_images_are_skipped_and_counted(tmp_path: Path) -> None
         assert hits[1]["name"] not in [one["name"] for one in found(similar)["results"]]
 
 
+def test_the_documented_program_evaluates_marks_against_the_whole_index(
+    service: Service,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs/search_server.md").read_text(encoding="utf-8")
+    program = page.partition("```python\nimport json\n")[2].partition("```")[0]
+    best = [hit.name for hit in Searcher(service.index, service.encoders).search([Query("red")])[0]]
+    lines = [{"image": best[0], "caption": ["red"]}, {"image": best[3], "caption": ["red", "blue"]}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "marks_labelled.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/index").symlink_to(root / "index")
+    monkeypatch.chdir(tmp_path)
+    encoders = "pab.search.members.open_encoders"
+    monkeypatch.setattr(encoders, lambda *_, **__: service.encoders)
+    exec("import json\n" + program, {})
+    blue = Searcher(service.index, service.encoders).search([Query("blue")], 61)[0]
+    rank = [hit.name for hit in blue].index(best[3]) + 1
+    assert rank > 10  # a wrong mark, far from the first images
+    last = capsys.readouterr().out.split()
+    assert last[-7:-3] == ["2", "50.00", "50.00", "50.00"]
+    assert last[-1] == f"{50 * (2 / 4 + 1 / rank):.2f}"  # mINP, with the ranks 1 and 4 for "red"
+
+
 # --------------------------------------------------------------------------------------- command
 
 

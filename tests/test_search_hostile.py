@@ -20,8 +20,10 @@ import pab.search.server.security as security
 from pab.search.index import Index
 from pab.search.server.app import create_app
 from pab.search.server.connections import Connection
+from pab.search.server.models import SearchRequest
+from pab.search.server.pictures import Decoders
 from pab.search.server.security import Access
-from pab.search.server.service import Service
+from pab.search.server.service import QueryError, Service
 
 
 class Fast(Connection):
@@ -171,6 +173,31 @@ def test_hostile_requests(client: httpx.Client, root: Path, name: str) -> None:
     assert answer.headers["content-security-policy"].startswith("default-src 'none'")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert client.get("/api/health").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "image: cannot be read: an empty file"),
+        (b"no picture", "image: cannot be read: not a JPEG"),
+        (png((1, 2, 3), (300, 300))[:200], "image: cannot be read: "),
+    ],
+)
+def test_an_unreadable_upload_is_named_by_its_content(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    (tmp_path / "image").mkdir()
+    monkeypatch.chdir(tmp_path)  # decoding processes start here
+    decoders = Decoders()
+    monkeypatch.setattr(service, "decoders", decoders)
+    try:
+        with pytest.raises(QueryError) as caught:
+            service.search(SearchRequest(), content)
+    finally:
+        decoders.close()
+    assert str(caught.value).startswith(words)
+    assert "no such file" not in str(caught.value)
+    assert "directory" not in str(caught.value)
 
 
 def test_there_are_at_least_forty_hostile_requests() -> None:

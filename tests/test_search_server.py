@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from colour_index import (
     SCRIPT,
     TOKEN,
+    Colours,
     draw_pictures,
     index_pictures,
     make_index,
@@ -134,6 +136,44 @@ def test_an_upload_is_kept_for_more_results(client: httpx.Client) -> None:
     second = found(client.post("/api/search", json=query))
     assert [one["rank"] for one in second["results"]] == [5, 6, 7, 8]
     assert second["image"] == first["image"]
+
+
+class Choosy(Colours):
+    """Refuse texts with unknown characters and small images, as some members do."""
+
+    def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
+        if not all(map(str.isascii, captions)):
+            raise InputError("/home/of/the/vocab.txt", "[UNK] in this vocabulary: 1 of 1 pieces")
+        return super().encode_texts(captions)
+
+    def encode_images(self, images: Sequence[Any], *, reader: Any = None) -> torch.Tensor:
+        if images[0].width < 20:
+            raise InputError("image 0", "the model cannot process it (9 x 9 pixels)")
+        return super().encode_images(images, reader=reader)
+
+
+@pytest.mark.parametrize(
+    ("query", "image", "words"),
+    [
+        ({"text": "\U0001f600"}, None, "text: member centre cannot use it: [UNK] in this"),
+        ({"text": "red", "minus": ["a", "\U0001f600"]}, None, "minus: member centre cannot"),
+        ({"text": "red"}, png((255, 0, 0), (9, 9)), "image: member centre cannot use it: the"),
+    ],
+)
+def test_a_query_that_a_member_refuses_is_explained(
+    root: Path, query: dict[str, Any], image: bytes | None, words: str
+) -> None:
+    encoders = {"mean": Colours(False), "centre": Choosy(True)}
+    service = Service(Index.open(root / "index"), encoders)
+    with serving(create_app(service, Access.create("127.0.0.1", None))) as at:
+        if image is None:
+            answer = httpx.post(f"{at}/api/search", json=query, timeout=60)
+        else:
+            form, files = {"query": json.dumps(query)}, {"image": image}
+            answer = httpx.post(f"{at}/api/search", data=form, files=files, timeout=60)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"].startswith(words)
+    assert "/home" not in answer.text
 
 
 def test_more_like_an_image_of_the_index(client: httpx.Client) -> None:

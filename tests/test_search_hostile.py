@@ -300,10 +300,11 @@ def test_the_log_has_no_control_characters(
 
 def test_a_token_is_required(root: Path) -> None:
     with served(Index.open(root / "index"), TOKEN) as at:
+        cookie = f"pab_search_{at.rpartition(':')[2]}"
         for headers in (
             {}, {"Authorization": "Bearer wrong-token"}, {"Authorization": f"Basic {TOKEN}"},
-            {"Authorization": "Bearer"}, {"Cookie": f"pab_search={TOKEN}"},
-            {"Cookie": "pab_search=" + "0" * 64},
+            {"Authorization": "Bearer"}, {"Cookie": f"{cookie}={TOKEN}"},
+            {"Cookie": f"{cookie}=" + "0" * 64},
         ):  # fmt: skip
             for path in ("/api/health", "/api/images/0-0000000000000000", "/api/openapi.json"):
                 answer = httpx.get(at + path, headers=headers)
@@ -329,3 +330,32 @@ def test_a_token_is_required(root: Path) -> None:
         # The redirect after the login stays on this server.
         answer = httpx.post(f"{at}/login?next=//evil.example", data={"token": TOKEN})
         assert answer.headers["location"].startswith("/?")
+
+
+def test_servers_of_one_host_have_their_own_cookies(root: Path) -> None:
+    index = Index.open(root / "index")
+    with served(index, TOKEN) as one, served(index, TOKEN) as other, httpx.Client() as client:
+        for at in (one, other):
+            assert client.post(f"{at}/login", data={"token": TOKEN}).status_code == 303
+        # Another program on this host may have set a malformed cookie.
+        jar = 'other={"a": 1}; ' + "; ".join(f"{name}={v}" for name, v in client.cookies.items())
+        for at in (one, other):
+            assert client.get(f"{at}/api/health").status_code == 200
+            answer = httpx.get(f"{at}/api/health", headers={"Cookie": jar})
+            assert answer.status_code == 200
+
+
+def test_a_proxy_must_keep_the_host(root: Path) -> None:
+    with served(Index.open(root / "index"), TOKEN) as at:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Origin": "https://photos.lab:8443"}
+        ask = {"url": f"{at}/api/search", "json": {"text": "red"}, "timeout": 60}
+        answer = httpx.post(**ask, headers={**headers, "Host": "photos.lab:8443"})
+        assert answer.status_code == 200
+        answer = httpx.post(**ask, headers=headers)
+        assert answer.status_code == 403
+        assert "a proxy must keep the header Host" in answer.json()["error"]
+        login = {"Origin": "https://photos.lab", "Host": "photos.lab"}
+        answer = httpx.post(f"{at}/login", data={"token": TOKEN}, headers=login)
+        assert "Secure" in answer.headers["set-cookie"]
+        answer = httpx.post(f"{at}/login", data={"token": TOKEN}, headers={"Origin": at})
+        assert "Secure" not in answer.headers["set-cookie"]

@@ -33,7 +33,14 @@ from pab.search.server.models import (
     SearchRequest,
     SearchResponse,
 )
-from pab.search.server.security import COOKIE, SMALL_BODY, UPLOAD_BODY, Access, Guard, log
+from pab.search.server.security import (
+    SMALL_BODY,
+    UPLOAD_BODY,
+    Access,
+    Guard,
+    cookie_name,
+    log,
+)
 from pab.search.server.service import QueryError, Service, UnknownImageError
 
 WAITING = 16  # searches that may wait, per search that may run
@@ -182,7 +189,11 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
         if not access.is_token(fields.get("token", [""])[0]):
             return HTMLResponse(login_page.render(query=query, wrong=True), 401)
         response = RedirectResponse(f"/?{query}" if query else "/", 303)
-        response.set_cookie(COOKIE, access.cookie(), httponly=True, samesite="strict")
+        encrypted = request.headers.get("origin", "").startswith("https:")  # by a proxy
+        response.set_cookie(
+            cookie_name(request.scope), access.cookie(),
+            httponly=True, samesite="strict", secure=encrypted,
+        )  # fmt: skip
         return response
 
 

@@ -363,6 +363,23 @@ def test_marks_and_links_survive_an_update_of_the_index(browser: Any, tmp_path: 
         page.close()
 
 
+def test_marks_are_limited_and_invalid_ones_are_dropped(opened: Open) -> None:
+    page = opened()
+    marks = """[null, "x", {"text": "a"}, ...Array.from({ length: 5000 },
+        (_, n) => ({ text: `text ${n}`, image: "0-0000000000000000", right: true }))]"""
+    page.evaluate(
+        f"localStorage.setItem(`marks ${{document.body.dataset.index}}`, JSON.stringify({marks}))"
+    )
+    page.reload()
+    search(page, "red")
+    page.focus(f"{TILES} >> nth=0 >> .tile")
+    page.keyboard.press("r")
+    becomes(
+        page, "document.querySelector('#status').textContent.startsWith('There are 5,000 marks')"
+    )
+    assert page.inner_text("#marks-count") == "5000 right, 0 wrong"
+
+
 def test_filters(opened: Open) -> None:
     page = opened()
     search(page, "red")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -25,6 +26,7 @@ from pab.search.page import templates
 from pab.search.server.ids import IMAGE_ID
 from pab.search.server.line import BusyError, Line
 from pab.search.server.models import (
+    MOST_MARKS,
     Folders,
     Health,
     MarksRequest,
@@ -168,7 +170,8 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
         opened, look = service.index, service.second_look
         facts = {
             "images": opened.rows, "examples": examples, "limit_mb": UPLOAD_BODY >> 20,
-            "index_key": hashlib.sha256(str(service.folder.absolute()).encode()).hexdigest()[:12],
+            "index_key": hashlib.sha256(os.fsencode(service.folder.absolute())).hexdigest()[:12],
+            "most_marks": MOST_MARKS,
             "has_times": opened.manifest.source.get("kind") == "videos",
             "rerank_depth": None if look is None else look.depth,
         }  # fmt: skip

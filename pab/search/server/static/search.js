@@ -7,6 +7,7 @@ import { ask, askSearch, Refusal } from "./requests.js";
 
 const KEPT_PAGES = 12; // queries whose results are kept for the back button
 const LIMIT_MB = Number(document.body.dataset.limitMb);
+const MOST_MARKS = Number(document.body.dataset.mostMarks);
 
 const $ = (id) => document.getElementById(id);
 const grid = $("grid"), viewer = $("viewer");
@@ -310,6 +311,10 @@ const markOf = (result) => findMark(shown?.query.q, result.id);
 function mark(result, right) {
   const text = shown?.query.q;
   if (!text) return;
+  if (!markOf(result) && countMarks().all >= MOST_MARKS) {
+    say(`There are ${MOST_MARKS.toLocaleString("en")} marks, and an annotation has no more. Download them, then delete all marks.`);
+    return;
+  }
   showMarks(changeMark(text, result.id, right));
   const item = itemOf(result.id);
   if (item) showMark(item, result);
@@ -421,13 +426,14 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => { const file = [...(event.clipboardData?.files ?? [])][0]; if (file) { event.preventDefault(); useFile(file); } });
 
 async function followAddress() {
-  const query = queryOfAddress(), id = new URLSearchParams(location.search).get("open");
+  const query = queryOfAddress(), asked = location.search, id = new URLSearchParams(asked).get("open");
   if (!shown || addressOf(query) !== shownKey) await run(query);
+  if (location.search !== asked) return; // the user has gone on meanwhile
   if (!id) { hidePicture(); return; }
   if (picture && samePicture(picture.id, id)) return;
-  const result = resultOf(id);
   try {
-    showPicture(result ?? { ...(await (await ask(`/api/images/${encodeURIComponent(id)}/facts`)).json()), rank: 0, scores: {} });
+    const result = resultOf(id) ?? { ...(await (await ask(`/api/images/${encodeURIComponent(id)}/facts`)).json()), rank: 0, scores: {} };
+    if (location.search === asked) showPicture(result);
   } catch (error) { say(`The picture of this link cannot be shown: ${error.message}`); }
 }
 

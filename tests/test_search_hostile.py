@@ -20,8 +20,10 @@ import pab.search.server.security as security
 from pab.search.index import Index
 from pab.search.server.app import create_app
 from pab.search.server.connections import Connection
+from pab.search.server.models import SearchRequest
+from pab.search.server.pictures import Decoders
 from pab.search.server.security import Access
-from pab.search.server.service import Service
+from pab.search.server.service import QueryError, Service
 
 
 class Fast(Connection):
@@ -173,6 +175,31 @@ def test_hostile_requests(client: httpx.Client, root: Path, name: str) -> None:
     assert client.get("/api/health").status_code == 200
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "image: cannot be read: an empty file"),
+        (b"no picture", "image: cannot be read: not a JPEG"),
+        (png((1, 2, 3), (300, 300))[:200], "image: cannot be read: "),
+    ],
+)
+def test_an_unreadable_upload_is_named_by_its_content(
+    service: Service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: bytes, words: str
+) -> None:
+    (tmp_path / "image").mkdir()
+    monkeypatch.chdir(tmp_path)  # decoding processes start here
+    decoders = Decoders()
+    monkeypatch.setattr(service, "decoders", decoders)
+    try:
+        with pytest.raises(QueryError) as caught:
+            service.search(SearchRequest(), content)
+    finally:
+        decoders.close()
+    assert str(caught.value).startswith(words)
+    assert "no such file" not in str(caught.value)
+    assert "directory" not in str(caught.value)
+
+
 def test_there_are_at_least_forty_hostile_requests() -> None:
     assert len(REQUESTS) >= 40
 
@@ -273,10 +300,11 @@ def test_the_log_has_no_control_characters(
 
 def test_a_token_is_required(root: Path) -> None:
     with served(Index.open(root / "index"), TOKEN) as at:
+        cookie = f"pab_search_{at.rpartition(':')[2]}"
         for headers in (
             {}, {"Authorization": "Bearer wrong-token"}, {"Authorization": f"Basic {TOKEN}"},
-            {"Authorization": "Bearer"}, {"Cookie": f"pab_search={TOKEN}"},
-            {"Cookie": "pab_search=" + "0" * 64},
+            {"Authorization": "Bearer"}, {"Cookie": f"{cookie}={TOKEN}"},
+            {"Cookie": f"{cookie}=" + "0" * 64},
         ):  # fmt: skip
             for path in ("/api/health", "/api/images/0-0000000000000000", "/api/openapi.json"):
                 answer = httpx.get(at + path, headers=headers)
@@ -302,3 +330,32 @@ def test_a_token_is_required(root: Path) -> None:
         # The redirect after the login stays on this server.
         answer = httpx.post(f"{at}/login?next=//evil.example", data={"token": TOKEN})
         assert answer.headers["location"].startswith("/?")
+
+
+def test_servers_of_one_host_have_their_own_cookies(root: Path) -> None:
+    index = Index.open(root / "index")
+    with served(index, TOKEN) as one, served(index, TOKEN) as other, httpx.Client() as client:
+        for at in (one, other):
+            assert client.post(f"{at}/login", data={"token": TOKEN}).status_code == 303
+        # Another program on this host may have set a malformed cookie.
+        jar = 'other={"a": 1}; ' + "; ".join(f"{name}={v}" for name, v in client.cookies.items())
+        for at in (one, other):
+            assert client.get(f"{at}/api/health").status_code == 200
+            answer = httpx.get(f"{at}/api/health", headers={"Cookie": jar})
+            assert answer.status_code == 200
+
+
+def test_a_proxy_must_keep_the_host(root: Path) -> None:
+    with served(Index.open(root / "index"), TOKEN) as at:
+        headers = {"Authorization": f"Bearer {TOKEN}", "Origin": "https://photos.lab:8443"}
+        ask = {"url": f"{at}/api/search", "json": {"text": "red"}, "timeout": 60}
+        answer = httpx.post(**ask, headers={**headers, "Host": "photos.lab:8443"})
+        assert answer.status_code == 200
+        answer = httpx.post(**ask, headers=headers)
+        assert answer.status_code == 403
+        assert "a proxy must keep the header Host" in answer.json()["error"]
+        login = {"Origin": "https://photos.lab", "Host": "photos.lab"}
+        answer = httpx.post(f"{at}/login", data={"token": TOKEN}, headers=login)
+        assert "Secure" in answer.headers["set-cookie"]
+        answer = httpx.post(f"{at}/login", data={"token": TOKEN}, headers={"Origin": at})
+        assert "Secure" not in answer.headers["set-cookie"]

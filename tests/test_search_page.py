@@ -325,6 +325,61 @@ def test_marks_are_downloaded_as_an_annotation(opened: Open, root: Path, tmp_pat
     assert json.loads(path.read_text().splitlines()[0])["wrong"] == [found[1]]
 
 
+def test_marks_and_links_survive_an_update_of_the_index(browser: Any, tmp_path: Path) -> None:
+    with served(make_index(tmp_path, 12)) as at:
+        page = browser.new_page(viewport={"width": 1280, "height": 860})
+        page.set_default_timeout(WAIT_MS)
+        page.goto(f"{at}/?q=red")
+        page.wait_for_selector(TILES)
+        found = names(page)
+        gone, *others = sorted(found[:4])  # removing the first row moves the others
+        for name in (gone, *others):
+            page.locator(TILES).filter(has=page.locator(f"[title='{name}']")).hover()
+            page.click(f"[aria-label='Mark {name} right']")
+        page.click(f"{TILES} >> nth={found.index(others[-1])} >> .tile")
+        page.wait_for_selector("#near:not([hidden])")
+        link = page.url
+        (tmp_path / "photos" / gone).unlink()
+        index_pictures(tmp_path)
+        page.goto(link)  # the link has an id of the index before the update
+        page.wait_for_selector("#viewer[open]")
+        page.wait_for_selector("#next:not([hidden])")  # the picture has a place in the results
+        assert page.inner_text("#viewer-name") == others[-1]
+        assert page.get_attribute("#right", "aria-pressed") == "true"
+        page.keyboard.press("Escape")
+        page.wait_for_selector("#viewer", state="hidden")
+        assert page.locator("li.is-right").count() == 3
+        assert page.inner_text("#marks-count") == "4 right, 0 wrong"
+        with page.expect_download() as waiting:
+            page.click("#download")
+        path = tmp_path / "marks.jsonl"
+        waiting.value.save_as(path)
+        assert sorted(json.loads(line)["image"] for line in path.open()) == others
+        becomes(page, "document.querySelector('#status').textContent.includes('no longer has: 1')")
+        name = others[0]
+        page.locator(TILES).filter(has=page.locator(f"[title='{name}']")).hover()
+        page.click(f"[aria-label='Mark {name} right']")  # removes the mark with the earlier id
+        assert page.inner_text("#marks-count") == "3 right, 0 wrong"
+        page.close()
+
+
+def test_marks_are_limited_and_invalid_ones_are_dropped(opened: Open) -> None:
+    page = opened()
+    marks = """[null, "x", {"text": "a"}, ...Array.from({ length: 5000 },
+        (_, n) => ({ text: `text ${n}`, image: "0-0000000000000000", right: true }))]"""
+    page.evaluate(
+        f"localStorage.setItem(`marks ${{document.body.dataset.index}}`, JSON.stringify({marks}))"
+    )
+    page.reload()
+    search(page, "red")
+    page.focus(f"{TILES} >> nth=0 >> .tile")
+    page.keyboard.press("r")
+    becomes(
+        page, "document.querySelector('#status').textContent.startsWith('There are 5,000 marks')"
+    )
+    assert page.inner_text("#marks-count") == "5000 right, 0 wrong"
+
+
 def test_filters(opened: Open) -> None:
     page = opened()
     search(page, "red")

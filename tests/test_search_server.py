@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -21,9 +21,11 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+import torch
 from colour_index import (
     SCRIPT,
     TOKEN,
+    Colours,
     draw_pictures,
     index_pictures,
     make_index,
@@ -134,6 +136,44 @@ def test_an_upload_is_kept_for_more_results(client: httpx.Client) -> None:
     second = found(client.post("/api/search", json=query))
     assert [one["rank"] for one in second["results"]] == [5, 6, 7, 8]
     assert second["image"] == first["image"]
+
+
+class Choosy(Colours):
+    """Refuse texts with unknown characters and small images, as some members do."""
+
+    def encode_texts(self, captions: Sequence[str]) -> torch.Tensor:
+        if not all(map(str.isascii, captions)):
+            raise InputError("/home/of/the/vocab.txt", "[UNK] in this vocabulary: 1 of 1 pieces")
+        return super().encode_texts(captions)
+
+    def encode_images(self, images: Sequence[Any], *, reader: Any = None) -> torch.Tensor:
+        if images[0].width < 20:
+            raise InputError("image 0", "the model cannot process it (9 x 9 pixels)")
+        return super().encode_images(images, reader=reader)
+
+
+@pytest.mark.parametrize(
+    ("query", "image", "words"),
+    [
+        ({"text": "\U0001f600"}, None, "text: member centre cannot use it: [UNK] in this"),
+        ({"text": "red", "minus": ["a", "\U0001f600"]}, None, "minus: member centre cannot"),
+        ({"text": "red"}, png((255, 0, 0), (9, 9)), "image: member centre cannot use it: the"),
+    ],
+)
+def test_a_query_that_a_member_refuses_is_explained(
+    root: Path, query: dict[str, Any], image: bytes | None, words: str
+) -> None:
+    encoders = {"mean": Colours(False), "centre": Choosy(True)}
+    service = Service(Index.open(root / "index"), encoders)
+    with serving(create_app(service, Access.create("127.0.0.1", None))) as at:
+        if image is None:
+            answer = httpx.post(f"{at}/api/search", json=query, timeout=60)
+        else:
+            form, files = {"query": json.dumps(query)}, {"image": image}
+            answer = httpx.post(f"{at}/api/search", data=form, files=files, timeout=60)
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["error"].startswith(words)
+    assert "/home" not in answer.text
 
 
 def test_more_like_an_image_of_the_index(client: httpx.Client) -> None:
@@ -266,6 +306,57 @@ def test_marks_without_a_right_image_are_refused(client: httpx.Client) -> None:
     answer = client.post("/api/annotation", json={"marks": [mark]})
     assert answer.status_code == 422
     assert "marked right" in answer.json()["error"]
+
+
+def test_marks_of_removed_images_are_skipped_and_counted(tmp_path: Path) -> None:
+    index = make_index(tmp_path, 8)
+    with served(index) as at, httpx.Client(base_url=at, timeout=60) as client:
+        hits = found(client.post("/api/search", json={"text": "red", "limit": 5}))["results"]
+        marks = [{"text": "red", "image": one["id"], "right": True} for one in hits]
+        (tmp_path / "photos" / hits[0]["name"]).unlink()
+        index_pictures(tmp_path)
+        for form in ("labelled", "pairs"):
+            answer = client.post("/api/annotation", json={"marks": marks, "form": form})
+            assert answer.status_code == 200, answer.text
+            assert answer.headers["x-skipped-marks"] == "1"
+            lines = [json.loads(line)["image"] for line in answer.text.splitlines()]
+            assert lines == [one["name"] for one in hits[1:]]
+        whole = client.post("/api/annotation", json={"marks": marks[1:]})
+        assert whole.headers["x-skipped-marks"] == "0"
+        wrong = {**marks[1], "right": False}
+        answer = client.post("/api/annotation", json={"marks": [marks[0], wrong]})
+        assert answer.status_code == 422
+        assert answer.json()["error"].endswith("skipped 1 of images that the index no longer has")
+        assert client.post("/api/annotation", json={"marks": marks[:1]}).status_code == 404
+        similar = client.post("/api/search", json={"image": hits[1]["id"]})  # an earlier row
+        assert hits[1]["name"] not in [one["name"] for one in found(similar)["results"]]
+
+
+def test_the_documented_program_evaluates_marks_against_the_whole_index(
+    service: Service,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    page = (ROOT / "docs/search_server.md").read_text(encoding="utf-8")
+    program = page.partition("```python\nimport json\n")[2].partition("```")[0]
+    best = [hit.name for hit in Searcher(service.index, service.encoders).search([Query("red")])[0]]
+    lines = [{"image": best[0], "caption": ["red"]}, {"image": best[3], "caption": ["red", "blue"]}]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (tmp_path / "marks_labelled.jsonl").write_text(text, encoding="utf-8")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output/index").symlink_to(root / "index")
+    monkeypatch.chdir(tmp_path)
+    encoders = "pab.search.members.open_encoders"
+    monkeypatch.setattr(encoders, lambda *_, **__: service.encoders)
+    exec("import json\n" + program, {})
+    blue = Searcher(service.index, service.encoders).search([Query("blue")], 61)[0]
+    rank = [hit.name for hit in blue].index(best[3]) + 1
+    assert rank > 10  # a wrong mark, far from the first images
+    last = capsys.readouterr().out.split()
+    assert last[-7:-3] == ["2", "50.00", "50.00", "50.00"]
+    assert last[-1] == f"{50 * (2 / 4 + 1 / rank):.2f}"  # mINP, with the ranks 1 and 4 for "red"
 
 
 # --------------------------------------------------------------------------------------- command

@@ -304,8 +304,11 @@ def as_rgb(image: Image.Image) -> Image.Image:
 
 
 def reason(path: str | Path, error: Exception, formats: str = "JPEG, PNG, WebP or BMP") -> str:
-    """Describe in one clause why a file could not be decoded as one of ``formats``."""
-    problem = without_content(Path(path))
+    """Describe in one clause why a file could not be decoded as one of ``formats``.
+
+    A ``path`` that is a string only names contents that come from no file, so it is not looked up.
+    """
+    problem = without_content(path) if isinstance(path, Path) else None
     if problem is not None:
         return problem
     if isinstance(error, Image.UnidentifiedImageError):

@@ -208,7 +208,7 @@ def load_photo(path: str | Path) -> Image.Image:
 
 
 def decode_photo(
-    file: ImageFile, path: Path, *, large: AbstractContextManager[object] | None = None
+    file: ImageFile, path: Path | str, *, large: AbstractContextManager[object] | None = None
 ) -> Image.Image:
     """Decode an opened photograph as RGB, upright.
 
@@ -219,7 +219,7 @@ def decode_photo(
 
     Args:
         file: contents of the photograph.
-        path: its path, for messages.
+        path: its path, for messages; a string names contents that come from no file.
         large: lock held while a photograph of more than :data:`ONE_AT_A_TIME` pixels is decoded
             (for JPEGs, pixels of the reduced image), so that only one process at a time decodes
             such a photograph. None uses no lock.

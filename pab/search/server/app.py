@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
@@ -25,6 +26,7 @@ from pab.search.page import templates
 from pab.search.server.ids import IMAGE_ID
 from pab.search.server.line import BusyError, Line
 from pab.search.server.models import (
+    MOST_MARKS,
     Folders,
     Health,
     MarksRequest,
@@ -33,11 +35,19 @@ from pab.search.server.models import (
     SearchRequest,
     SearchResponse,
 )
-from pab.search.server.security import COOKIE, SMALL_BODY, UPLOAD_BODY, Access, Guard, log
+from pab.search.server.security import (
+    SMALL_BODY,
+    UPLOAD_BODY,
+    Access,
+    Guard,
+    cookie_name,
+    log,
+)
 from pab.search.server.service import QueryError, Service, UnknownImageError
 
 WAITING = 16  # searches that may wait, per search that may run
 WAITING_PICTURES = 512  # pictures that may wait; one answer lists up to 100 results
+SKIPPED = "X-Skipped-Marks"  # header of an annotation
 KEPT_S = 600  # seconds for which a browser may show a picture from its cache
 EXAMPLES = (
     "a person lying on the ground",
@@ -130,9 +140,15 @@ def _add_api(app: FastAPI, service: Service, searches: Line, pictures: Line) -> 
 
     @route("annotation", "POST", response_class=Response)
     async def annotation(marks: MarksRequest) -> Response:
-        """Convert marks to an annotation in JSON lines."""
-        text = await searches.run(service.annotation, marks)
-        headers = {"Content-Disposition": f'attachment; filename="marks_{marks.form}.jsonl"'}
+        """Convert marks to an annotation in JSON lines.
+
+        Marks of images that the index no longer has are skipped; a header has their number.
+        """
+        text, skipped = await searches.run(service.annotation, marks)
+        headers = {
+            "Content-Disposition": f'attachment; filename="marks_{marks.form}.jsonl"',
+            SKIPPED: str(skipped),
+        }
         return Response(text, media_type="application/x-ndjson", headers=headers)
 
     @route("health")
@@ -154,7 +170,8 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
         opened, look = service.index, service.second_look
         facts = {
             "images": opened.rows, "examples": examples, "limit_mb": UPLOAD_BODY >> 20,
-            "index_key": hashlib.sha256(str(service.folder.absolute()).encode()).hexdigest()[:12],
+            "index_key": hashlib.sha256(os.fsencode(service.folder.absolute())).hexdigest()[:12],
+            "most_marks": MOST_MARKS,
             "has_times": opened.manifest.source.get("kind") == "videos",
             "rerank_depth": None if look is None else look.depth,
         }  # fmt: skip
@@ -175,7 +192,11 @@ def _add_pages(app: FastAPI, service: Service, access: Access, examples: Sequenc
         if not access.is_token(fields.get("token", [""])[0]):
             return HTMLResponse(login_page.render(query=query, wrong=True), 401)
         response = RedirectResponse(f"/?{query}" if query else "/", 303)
-        response.set_cookie(COOKIE, access.cookie(), httponly=True, samesite="strict")
+        encrypted = request.headers.get("origin", "").startswith("https:")  # by a proxy
+        response.set_cookie(
+            cookie_name(request.scope), access.cookie(),
+            httponly=True, samesite="strict", secure=encrypted,
+        )  # fmt: skip
         return response
 
 

@@ -54,12 +54,14 @@ class DecodeUpload(Job):
 
     def run(self) -> Image.Image:
         """See :class:`Job`; the header is checked before anything is decoded."""
+        if not self.content:
+            raise InputError(UPLOAD, "cannot be read: an empty file")
         size = photo_size(io.BytesIO(self.content))
         if size is not None and size[0] * size[1] > UPLOAD_MEGAPIXELS * 1_000_000:
             words = f"{size[0]} x {size[1]}"
             problem = f"expected at most {UPLOAD_MEGAPIXELS} megapixels, found {words}"
             raise InputError(UPLOAD, problem)
-        return decode_photo(io.BytesIO(self.content), UPLOAD)  # type: ignore[arg-type]
+        return decode_photo(io.BytesIO(self.content), UPLOAD)
 
 
 @dataclass(frozen=True)

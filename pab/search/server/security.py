@@ -17,17 +17,17 @@ import secrets
 import sys
 import traceback
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from pab.search.results import one_line
 
 LOOPBACK = frozenset(("127.0.0.1", "localhost", "::1"))
 SHORTEST_TOKEN = 12  # characters
-COOKIE = "pab_search"
+COOKIE = "pab_search"  # prefix of the name
 OPEN_PATHS = ("/login", "/static/")  # prefixes of paths that need no token
 SMALL_BODY = 64 << 10  # bytes; queries and logins
 MARKS_BODY = 16 << 20  # bytes; 5,000 marks with long texts
@@ -86,23 +86,24 @@ class Access:
         assert self.token is not None
         return hmac.compare_digest(value.encode("utf-8", "replace"), self.token.encode())
 
-    def allows(self, headers: Headers) -> bool:
+    def allows(self, request: HTTPConnection) -> bool:
         """Return true if no token is needed, or the request has the token or a session cookie.
 
         The token is in the header Authorization.
         """
         if self.token is None:
             return True
-        kind, _, value = headers.get("authorization", "").partition(" ")
+        kind, _, value = request.headers.get("authorization", "").partition(" ")
         if kind.lower() == "bearer" and self.is_token(value.strip()):
             return True
-        try:
-            found = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
-        except CookieError:
-            return False
-        return found is not None and hmac.compare_digest(
-            found.value.encode("utf-8", "replace"), self.cookie().encode()
-        )
+        # Unlike http.cookies, Starlette reads cookies that follow a malformed one.
+        found = request.cookies.get(cookie_name(request.scope), "")
+        return hmac.compare_digest(found.encode("utf-8", "replace"), self.cookie().encode())
+
+
+def cookie_name(scope: Scope) -> str:
+    """Name the session cookie after the server's port, because browsers send it to all ports."""
+    return f"{COOKIE}_{scope['server'][1]}"
 
 
 class Guard:
@@ -135,7 +136,7 @@ class Guard:
             check_host(headers, self.access)
             check_origin(headers, scope["method"])
             path = scope["path"]
-            if not path.startswith(OPEN_PATHS) and not self.access.allows(headers):
+            if not path.startswith(OPEN_PATHS) and not self.access.allows(HTTPConnection(scope)):
                 if scope["method"] == "GET" and not path.startswith("/api/"):
                     await _redirect_to_login(sending, scope["query_string"])
                     return
@@ -220,7 +221,8 @@ def check_origin(headers: Headers, method: str) -> None:
         return
     origin = headers.get("origin")
     if origin is not None and origin.partition("://")[2].lower() != headers["host"].lower():
-        raise Refused(403, "expected a request from the server's own page")
+        words = "expected a request from the server's own page; a proxy must keep the header Host"
+        raise Refused(403, words)
 
 
 def log(error: BaseException) -> None:

@@ -36,6 +36,7 @@ from pab.search.server.models import (
     SearchResponse,
 )
 from pab.search.server.pictures import Decoders, DecodeUpload, LoadPicture, MakeJpeg
+from pab.search.server.refusals import refusal
 from pab.search.server.second_look import SecondLook
 from pab.search.server.security import log
 from pab.search.texts import check_query
@@ -150,7 +151,8 @@ class Service:
         """Answer a query; ``upload`` is the content of an image file that belongs to it.
 
         Raises:
-            QueryError: the query is invalid, its upload cannot be decoded, or re-ranking fails.
+            QueryError: the query is invalid, a member refuses its text or image, its upload cannot
+                be decoded, or re-ranking fails.
             UnknownImageError: the id of the query's image is unknown.
             InputError: the index, an image of the index, or a model cannot be used.
         """
@@ -160,6 +162,7 @@ class Service:
         opened, began = self._current(), time.perf_counter()
         kept = request.image
         image: Image.Image | None = None
+        query: Query | None = None
         if upload is not None:
             image, kept = self._decoded(upload)
         elif kept is not None and kept.startswith("upload-"):
@@ -179,13 +182,14 @@ class Service:
                     entry = opened.index.entry(opened.row(kept))
                     image = self._read(entry)
                 weights: dict[str, float] = dict(request.weights.items())
-                query = Query(request.text, image, tuple(request.minus), weights)
-                hits = _found(
-                    opened, more, lambda k: opened.searcher.search([query], k, filters)[0]
-                )
+                query = one = Query(request.text, image, tuple(request.minus), weights)
+                hits = _found(opened, more, lambda k: opened.searcher.search([one], k, filters)[0])
         except InputError as error:
             if error.where in ("query", "weights", "image query"):
                 raise QueryError(str(error)) from error
+            refused = query and refusal(query, self.encoders, self._models)
+            if refused:
+                raise QueryError(refused) from error
             raise
         if look is not None and request.text is not None:
             hits = self._looked(look, opened, request.text, hits)
@@ -296,23 +300,32 @@ class Service:
             self._folders = known
         return known[1]
 
-    def annotation(self, request: MarksRequest) -> str:
-        """Convert marks to an annotation.
+    def annotation(self, request: MarksRequest) -> tuple[str, int]:
+        """Convert marks to an annotation; skip marks of images that the index no longer has.
+
+        Returns:
+            The annotation, and the number of skipped marks.
 
         Raises:
-            UnknownImageError: a marked image is not in the index.
-            QueryError: no image is marked right.
+            UnknownImageError: the index has none of the marked images.
+            QueryError: no image of the index is marked right.
             InputError: see :attr:`index`.
         """
         opened = self._current()
+        rows = [opened.ids.row(mark.image) for mark in request.marks]
         marks = [
-            NamedMark(mark.text, opened.index.entry(opened.row(mark.image)).name, mark.right)
-            for mark in request.marks
+            NamedMark(mark.text, opened.index.entry(row).name, mark.right)
+            for mark, row in zip(request.marks, rows, strict=True)
+            if row is not None
         ]
+        if not marks:
+            raise UnknownImageError
+        skipped = len(rows) - len(marks)
         try:
-            return annotation(marks, request.form)
+            return annotation(marks, request.form), skipped
         except InputError as error:
-            raise QueryError(str(error)) from error
+            skips = f"; skipped {skipped} of images that the index no longer has" if skipped else ""
+            raise QueryError(f"{error}{skips}") from error
 
     def _current(self) -> Opened:
         stamp = _stamp(self.folder)

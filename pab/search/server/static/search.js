@@ -1,12 +1,13 @@
 // The page of photo search: form, results, viewer, marks and keys.
 
 import { clock, element, ghosts, icon, nearestTile, ratioOf, shortName, thumbnail } from "./elements.js";
+import { annotationOf, changeMark, countMarks, deleteMarks, findMark, samePicture } from "./marks.js";
 import { addressOf, emptyQuery, FILTERS, hasQuery, queryOfAddress, requestOf } from "./query.js";
 import { ask, askSearch, Refusal } from "./requests.js";
 
 const KEPT_PAGES = 12; // queries whose results are kept for the back button
 const LIMIT_MB = Number(document.body.dataset.limitMb);
-const MARKS_KEY = `marks ${document.body.dataset.index}`;
+const MOST_MARKS = Number(document.body.dataset.mostMarks);
 
 const $ = (id) => document.getElementById(id);
 const grid = $("grid"), viewer = $("viewer");
@@ -17,7 +18,6 @@ let shown = null; // entry of `pages` on the screen
 let shownKey = null;
 let picture = null; // picture in the dialog
 let loading = null; // AbortController of the latest query
-let marks = readMarks();
 
 // ------------------------------------------------------------------------------------- the query
 
@@ -48,7 +48,7 @@ function showChip(image) {
   chip.dataset.image = image;
   if (!image) $("chip-picture").removeAttribute("src");
   else if (uploads.has(image)) $("chip-picture").src = uploads.get(image);
-  else if (!image.startsWith("upload-")) $("chip-picture").src = `/api/thumbnails/${image}`;
+  else if (!image.startsWith("upload-")) $("chip-picture").src = `/api/thumbnails/${encodeURIComponent(image)}`;
   else $("chip-picture").src = "/static/icon.svg"; // an upload of an earlier visit
 }
 
@@ -135,6 +135,9 @@ function keepPage(key, page) {
   pages.set(key, page);
   if (pages.size > KEPT_PAGES) pages.delete(pages.keys().next().value);
 }
+
+const itemOf = (id) => [...grid.querySelectorAll("li[data-id]")].find((item) => samePicture(item.dataset.id, id));
+const resultOf = (id) => shown?.results.find((one) => samePicture(one.id, id));
 
 const keepScroll = () => { if (shown) shown.scroll = window.scrollY; };
 
@@ -233,14 +236,14 @@ function closeViewer() {
 function hidePicture() {
   if (!viewer.open) return;
   viewer.close();
-  const tile = grid.querySelector(`li[data-id="${CSS.escape(picture?.id ?? "")}"] .tile`);
+  const tile = picture && itemOf(picture.id)?.querySelector(".tile");
   picture = null;
   tile?.focus();
 }
 
 function showPicture(result) {
   picture = result;
-  const place = shown?.results.findIndex((one) => one.id === result.id) ?? -1;
+  const place = shown?.results.indexOf(resultOf(result.id)) ?? -1;
   const image = $("viewer-picture");
   $("viewer-trouble").hidden = true;
   image.hidden = false;
@@ -272,11 +275,11 @@ async function showNear(result) {
   $("near").hidden = true;
   try {
     const answer = await askSearch({ image: result.id, limit: 8 }, null);
-    if (picture?.id !== result.id) return;
+    if (picture !== result) return;
     $("strip").replaceChildren(...answer.results.map((one) => {
       const button = element("button", { type: "button", title: one.name }, thumbnail(one.id));
       button.setAttribute("aria-label", `Open ${one.name}`);
-      button.addEventListener("click", () => open(shown?.results.find((other) => other.id === one.id) ?? { ...one, rank: 0, scores: {} }));
+      button.addEventListener("click", () => open(resultOf(one.id) ?? { ...one, rank: 0, scores: {} }));
       return element("li", {}, button);
     }));
     $("near").hidden = !answer.results.length;
@@ -286,7 +289,7 @@ async function showNear(result) {
 }
 
 function step(by) {
-  const place = shown?.results.findIndex((one) => one.id === picture?.id) ?? -1;
+  const place = (picture && shown?.results.indexOf(resultOf(picture.id))) ?? -1;
   const other = place < 0 ? null : shown.results[place + by];
   if (!other) return;
   open(other);
@@ -295,31 +298,25 @@ function step(by) {
 
 // ---------------------------------------------------------------------------------------- marks
 
-function readMarks() {
-  try {
-    const found = JSON.parse(localStorage.getItem(MARKS_KEY) ?? "[]");
-    return Array.isArray(found) ? found : [];
-  } catch { return []; } // the browser forbids storage, or the value is invalid
-}
-
-function keepMarks() {
-  try { localStorage.setItem(MARKS_KEY, JSON.stringify(marks)); } catch { say("The browser does not keep the marks; download them before you leave."); }
-  const right = marks.filter((one) => one.right).length;
-  $("marks").hidden = !marks.length;
-  $("marks-count").textContent = `${right} right, ${marks.length - right} wrong`;
+function showMarks(kept = true) {
+  const { all, right, wrong } = countMarks();
+  $("marks").hidden = !all;
+  $("marks-count").textContent = `${right} right, ${wrong} wrong`;
   for (const id of ["download", "download-pairs"]) $(id).disabled = !right;
+  if (!kept) say("The browser does not keep the marks; download them before you leave.");
 }
 
-const markOf = (result) => marks.find((one) => one.image === result.id && one.text === shown?.query.q);
+const markOf = (result) => findMark(shown?.query.q, result.id);
 
 function mark(result, right) {
   const text = shown?.query.q;
   if (!text) return;
-  const before = markOf(result);
-  marks = marks.filter((one) => one !== before);
-  if (before?.right !== right) marks.push({ text, image: result.id, right }); // choosing the same mark twice removes it
-  keepMarks();
-  const item = grid.querySelector(`li[data-id="${CSS.escape(result.id)}"]`);
+  if (!markOf(result) && countMarks().all >= MOST_MARKS) {
+    say(`There are ${MOST_MARKS.toLocaleString("en")} marks, and an annotation has no more. Download them, then delete all marks.`);
+    return;
+  }
+  showMarks(changeMark(text, result.id, right));
+  const item = itemOf(result.id);
   if (item) showMark(item, result);
   showJudgement();
 }
@@ -341,14 +338,11 @@ function showJudgement() {
 
 async function download(form) {
   try {
-    const headers = { "Content-Type": "application/json" };
-    const response = await ask("/api/annotation", { method: "POST", headers, body: JSON.stringify({ marks, form }) });
-    const address = URL.createObjectURL(await response.blob());
+    const { content, lacks } = await annotationOf(form);
+    const address = URL.createObjectURL(new Blob([content], { type: "application/x-ndjson" }));
     element("a", { href: address, download: `marks_${form}.jsonl` }).click();
     setTimeout(() => URL.revokeObjectURL(address), 60_000);
-    const texts = new Set(marks.map((one) => one.text));
-    for (const one of marks) if (one.right) texts.delete(one.text);
-    say(texts.size ? `Texts without a right picture are not in the file: ${[...texts].join("; ")}` : "The annotation has been downloaded.");
+    say(lacks.join(" ") || "The annotation has been downloaded.");
   } catch (error) { say(`The marks cannot be downloaded: ${error.message}`); }
 }
 
@@ -393,10 +387,9 @@ viewer.addEventListener("click", (event) => { if (event.target === viewer) close
 $("download").addEventListener("click", () => download("labelled"));
 $("download-pairs").addEventListener("click", () => download("pairs"));
 $("marks-clear").addEventListener("click", () => {
-  if (!window.confirm(`Delete all marks (${marks.length})?`)) return;
-  marks = [];
-  keepMarks();
-  for (const item of grid.querySelectorAll("li[data-id]")) showMark(item, shown.results.find((one) => one.id === item.dataset.id));
+  if (!window.confirm(`Delete all marks (${countMarks().all})?`)) return;
+  showMarks(deleteMarks());
+  for (const item of grid.querySelectorAll("li[data-id]")) showMark(item, resultOf(item.dataset.id));
 });
 
 document.addEventListener("keydown", (event) => {
@@ -414,7 +407,7 @@ document.addEventListener("keydown", (event) => {
   else if (item && key.startsWith("Arrow")) {
     event.preventDefault();
     nearestTile(grid, item.querySelector(".tile"), key)?.focus();
-  } else if (item && (key === "r" || key === "w")) mark(shown.results.find((one) => one.id === item.dataset.id), key === "r");
+  } else if (item && (key === "r" || key === "w")) mark(resultOf(item.dataset.id), key === "r");
 });
 
 let over = 0; // number of nested elements under a dragged file
@@ -433,18 +426,19 @@ document.addEventListener("drop", (event) => {
 document.addEventListener("paste", (event) => { const file = [...(event.clipboardData?.files ?? [])][0]; if (file) { event.preventDefault(); useFile(file); } });
 
 async function followAddress() {
-  const query = queryOfAddress(), id = new URLSearchParams(location.search).get("open");
+  const query = queryOfAddress(), asked = location.search, id = new URLSearchParams(asked).get("open");
   if (!shown || addressOf(query) !== shownKey) await run(query);
+  if (location.search !== asked) return; // the user has gone on meanwhile
   if (!id) { hidePicture(); return; }
-  if (picture?.id === id) return;
-  const result = shown?.results.find((one) => one.id === id);
+  if (picture && samePicture(picture.id, id)) return;
   try {
-    showPicture(result ?? { ...(await (await ask(`/api/images/${encodeURIComponent(id)}/facts`)).json()), rank: 0, scores: {} });
+    const result = resultOf(id) ?? { ...(await (await ask(`/api/images/${encodeURIComponent(id)}/facts`)).json()), rank: 0, scores: {} };
+    if (location.search === asked) showPicture(result);
   } catch (error) { say(`The picture of this link cannot be shown: ${error.message}`); }
 }
 
 history.scrollRestoration = "manual";
 window.addEventListener("popstate", followAddress);
-keepMarks();
+showMarks();
 followAddress();
 if (document.body.dataset.state === "empty" && matchMedia("(hover: hover)").matches) $("text").focus();

@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ensemble.listed import listed_images
 from ensemble.members import RANKED_LIST, Member, Rule
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
@@ -128,6 +129,21 @@ class Fusion:
         All other images share one lower score, so they rank after the listed images.
         """
         return [file.listed_counts(self.query_ids) for file in self.files]
+
+    def listed_by(self, number: int) -> Tensor | None:
+        """Mark the images that a member lists, bool [Q, G]; None if it lists all images."""
+        if self.files[number].listed is None:
+            return None
+        block = self._own_block(number, 0, len(self.query_ids))
+        return listed_images(block, self.listed[number])
+
+    @cached_property
+    def listed_by_any(self) -> Tensor | None:
+        """Mark the images that any member lists, bool [Q, G]; None if a member lists all images."""
+        if any(file.listed is None for file in self.files):
+            return None
+        found = [self.listed_by(number) for number in range(len(self.files))]
+        return torch.stack([one for one in found if one is not None]).any(dim=0)
 
     def block(self, start: int, stop: int) -> Tensor:
         """Compute rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""

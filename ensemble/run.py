@@ -15,6 +15,7 @@ from typing import Any
 from ensemble.chain import ladder_table, stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.fuse import aligned
+from ensemble.listed import ranked_file, warn_on_filled_lines
 from ensemble.members import (
     Member,
     check_candidates,
@@ -121,13 +122,13 @@ def run(config: RunConfig) -> None:
     result: ScoreFile | None = None  # whole matrix; None if the best columns are enough
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
-    if config.decodings() or reranking or config.save_score or labels is not None:
+    ids, listed = (fusion.query_ids, fusion.gallery_ids), fusion.listed_by_any
+    has_stages = bool(config.decodings() or reranking)
+    if has_stages or config.save_score or labels is not None or listed is not None:
         facts: list[dict[str, Any]] = []
-        for stage in stages(
-            fusion.matrix(), fusion.query_ids, fusion.gallery_ids, reranking, config.decodings()
-        ):
+        for stage in stages(fusion.matrix(), *ids, reranking, config.decodings(), listed):
             facts += [stage.facts] if stage.facts else []
-            result = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
+            result = ranked_file(stage.scores, *ids, stage.listed)
             if config.ladder and labels is not None:
                 found = evaluate_scores(result, labels, where=members[0].path)
                 rungs.append((stage.name, found))
@@ -136,7 +137,8 @@ def run(config: RunConfig) -> None:
             meta = meta_of(config, members, reranker, files, facts)
             if retrieval is not None and labels is not None:
                 meta["relevance"] = retrieval.relevance
-            result = replace(result, meta=meta)
+            result = replace(result, meta={**meta, **result.meta})
+        warn_on_filled_lines(result, config.top_k, config.output_file)
         names = ranked_names(result.scores, fusion.gallery_ids, config.top_k)
         if retrieval is not None and labels is not None:
             evaluation = evaluate(result, retrieval, where=members[0].path)

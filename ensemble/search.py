@@ -23,7 +23,7 @@ import yaml
 
 from ensemble.chain import ladder_table
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import Fusion, aligned, kept_weights
+from ensemble.fuse import Fusion, aligned
 from ensemble.members import (
     RANKED_LIST,
     Member,
@@ -45,7 +45,7 @@ from ensemble.stage_search import (
     number_of,
     usual_values,
 )
-from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
+from ensemble.trials import DIGITS, Found, Judge, Simplex, by_steps, grid, write_trials
 from pab.core.config import config_from_args, data_flag, flag, output_flag
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
@@ -171,9 +171,10 @@ class SearchConfig(FusionConfig):
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
     """Return a function that finds the best weights for the counted queries of a judge."""
     if config.method == "simplex":
-        return Simplex.tried(fusion, judge, config.grid_step).best
-    weights = grid(config.grid_step)
-    return lambda judge: by_steps(fusion, judge, weights, greedy=config.order == "greedy")
+        tried = Simplex.tried(fusion, judge, config.grid_step)
+        return lambda judge: tried.best(judge).fused_again(fusion, judge)
+    weights, greedy = grid(config.grid_step), config.order == "greedy"
+    return lambda judge: by_steps(fusion, judge, weights, greedy=greedy).fused_again(fusion, judge)
 
 
 def held_out(
@@ -231,7 +232,8 @@ def stages_of(
         given = getattr(config, f"{number_of(settings.method)}_grid") or config.decode_grid
         usual = usual_values(settings.method, after_reranker=reranker is not None)
         decodings.append((settings, given or usual))
-    return Stages(fusion.query_ids, fusion.gallery_ids, reranking, depths, priors, decodings)
+    ids, listed = (fusion.query_ids, fusion.gallery_ids), fusion.listed_by_any
+    return Stages(*ids, reranking, depths, priors, decodings, listed)
 
 
 def chosen_stages(config: SearchConfig, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -270,7 +272,7 @@ def chosen_members(
         if member.name in by_flag:
             chosen[WEIGHT_FLAGS[member.name]] = weight
         else:  # passed by --member, even if named like a published member
-            others.append(f"{member.name}:{weight:.9g}")
+            others.append(f"{member.name}:{weight:{DIGITS}}")
     if others:
         chosen["member_weights"] = others
     return chosen
@@ -319,12 +321,10 @@ def run(config: SearchConfig) -> None:
     found = search(judge)
     print(found.described(judge, config.seed))
     chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
-    in_order = config.method == "steps" and config.order == "given"
-    weights = [step.weight for step in found.steps] if in_order else kept_weights(found.shares)
     shares = ", ".join(f"{m.name} {s:.4g}" for m, s in zip(members, found.shares, strict=True))
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
-    chosen |= chosen_members(config, members, weights)
+    chosen |= chosen_members(config, members, found.weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
         # A ranked list may have no query ids; the annotation gives the order of its lines.
         chosen |= given(config, "annotation", "answers", "image_folder")

@@ -104,7 +104,7 @@ class SearchConfig(FusionConfig):
         "output/ensemble/weights.yaml", "file for the weights (for ensemble.run --config)"
     )
     allow_test: bool = data_flag(False, "accept a test set; the weights file records this")
-    seed: int = flag(0, "seed of the bootstrap and of the folds")
+    seed: int = flag(0, "seed of the bootstrap and of the folds", ge=0)
 
     def check(self) -> None:
         """Reject values that are invalid alone or in combination; the error names the flag."""

@@ -116,7 +116,11 @@ class FusionConfig(LabelConfig):
         unset = {"decode_slack": None, "decode_top": None, "decode_scope": "all"}
         for name, default in unset.items():
             if "assignment" not in methods and getattr(self, name) != default:
-                raise InputError(f"--{name}", f"cannot be used with --decode {used}")
+                off = f"pass --{name} {default or 'none'}"
+                raise InputError(
+                    f"--{name}", f"cannot be used with --decode {used}",
+                    todo=f"add assignment to --decode, or, if a config sets it, {off}",
+                )  # fmt: skip
         searched = self.finds_weights  # the search also chooses the slack
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(

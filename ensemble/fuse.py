@@ -186,19 +186,27 @@ class Fusion:
         score once, first selects candidates. The published arithmetic then scores them. A row is
         fused completely if rounding could have excluded a better image.
         """
-        if self.rule != "iterative" or self.scaling != "minmax":
-            return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
+        is_published = self.rule == "iterative" and self.scaling == "minmax"
+        if not is_published or len(self.gallery_ids) == 1:
+            return self._best_of_blocks(k)
         shares = shares_from_weights([member.weight for member in self.members[1:]])
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
             low, high = file.bounds
-            scaled_block(torch.tensor([[low]]), "minmax", file.bounds, member.path)  # may raise
+            ends = torch.tensor([[low, high]])
+            scaled_block(ends, "minmax", file.bounds, member.path)  # may raise
             factors.append(share / (high - low))
             shift -= factors[-1] * low
             scale += factors[-1] * max(abs(low), abs(high))
+        if max(factors) > torch.finfo().max:
+            return self._best_of_blocks(k)  # a range below 1e-38: its factor overflows float32
         rounding = (scale + abs(shift) + 1.0) * (len(self.files) + 4) * torch.finfo().eps
         margin = shift + rounding
         return torch.cat([self._best_of(*span, k, factors, margin) for span in self._spans()])
+
+    def _best_of_blocks(self, k: int) -> Tensor:
+        """Compute :meth:`best_columns` from the complete fused rows."""
+        return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
 
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float

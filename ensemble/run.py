@@ -19,9 +19,11 @@ from ensemble.listed import ranked_file, warn_on_filled_lines
 from ensemble.members import (
     Member,
     check_candidates,
+    check_gallery,
     check_members,
     inputs_of,
     known_gallery,
+    label_names,
     load_members,
 )
 from ensemble.protocol import ANSWER_NAMES, PROTOCOL_FILES, check_answer, load_protocol
@@ -35,7 +37,7 @@ from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.id_lists import read_query_order
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
-from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
+from pab.ranking import check_names, order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 
 
@@ -104,8 +106,9 @@ def run(config: RunConfig) -> None:
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
     images = known_gallery(retrieval, config.image_folder)
     files = load_members(
-        inputs, wanted or asked, images, queries=config.queries, gallery=config.gallery
-    )
+        inputs, wanted or asked, images, queries=config.queries, gallery=config.gallery,
+        label_names=label_names(retrieval),
+    )  # fmt: skip
     fused = files[: len(members)]
     check_candidates(members, fused, config.uit_k)
     fusion = aligned(
@@ -116,9 +119,7 @@ def run(config: RunConfig) -> None:
         depth, prior = config.rerank_depth, config.rerank_prior
         reranking = reranking_of(reranker, files[-1], fusion, depth, prior)
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
-    if protocol is not None:
-        gallery, where = sorted(images or []), members[0].path
-        rows_in_order(fusion.gallery_ids, gallery, where=where, order_name="the protocol's gallery")
+    check_gallery(members, fused, images, "the protocol's gallery" if protocol else "the gallery")
     result: ScoreFile | None = None  # whole matrix; None if the best columns are enough
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []

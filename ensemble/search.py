@@ -29,9 +29,11 @@ from ensemble.members import (
     Member,
     candidates_of,
     check_candidates,
+    check_gallery,
     check_members,
     inputs_of,
     known_gallery,
+    label_names,
     load_members,
     without_weight,
 )
@@ -47,8 +49,10 @@ from ensemble.stage_search import (
 )
 from ensemble.trials import DIGITS, Found, Judge, Simplex, by_steps, grid, write_trials
 from pab.core.config import config_from_args, data_flag, flag, output_flag
+from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
+from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.core.progress import progress
 from pab.metrics import Metrics
@@ -311,10 +315,14 @@ def run(config: SearchConfig) -> None:
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     gallery = known_gallery(retrieval, config.image_folder)
-    files = load_members(inputs, query_ids, gallery, queries=config.queries, gallery=config.gallery)
+    files = load_members(
+        inputs, query_ids, gallery, queries=config.queries, gallery=config.gallery,
+        label_names=label_names(retrieval),
+    )  # fmt: skip
     scored, files = files[-1], files[: len(members)]
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
+    check_gallery(members, files, gallery)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
     stages = stages_of(config, fusion, reranker, scored)
@@ -338,8 +346,12 @@ def run(config: SearchConfig) -> None:
         print(f"{made}, {choice.numbers}: {judge.figures(choice.metrics)}; gain {gain}")
         metrics = choice.metrics
     stages.warn(choices, found.scores)
-    if config.folds:
-        print(estimate(config, metrics, held_out(config, search, stages, judge)))
+    limited = replace(config, folds=min(config.folds, len(query_ids)))
+    if limited.folds < config.folds:
+        what = "no cross-validation" if limited.folds < 2 else counted(limited.folds, "fold")
+        notice("--folds", f"{counted(len(query_ids), 'query', 'queries')}: {what}")
+    if limited.folds > 1:
+        print(estimate(limited, metrics, held_out(limited, search, stages, judge)))
     chosen |= chosen_stages(config, choices)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"
     trials = [*found.trials, *(trial for choice in choices for trial in choice.trials)]

@@ -356,6 +356,7 @@ def test_the_parameter_of_a_decoding_is_searched(
     ("flags", "expected"),
     [
         (["--folds", "1"], "--folds"),
+        (["--seed", "-1"], "--seed: expected a number greater than or equal to 0"),
         (["--decode_grid", "0.1"], "--decode_grid"),
         (["--decode", "assignment", "--decode_grid", "-0.5"], "cannot be -0.5 for assignment"),
         (["--decode", "sinkhorn", "--decode_grid", "0"], "cannot be 0 for sinkhorn"),
@@ -384,6 +385,24 @@ def test_invalid_searches_are_refused(
     with pytest.raises(InputError, match=expected):
         searched(annotation, tmp_path, *flags)
     assert not (tmp_path / "weights.yaml").exists()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.filterwarnings("error")
+def test_there_are_at_most_as_many_folds_as_queries(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotation, ids = annotation_file(tmp_path), [f"{image}#0" for image in IMAGES[:count]]
+    annotation.write_text("".join(annotation.read_text().splitlines(keepends=True)[:count]))
+    one, two = (
+        write(tmp_path / f"{seed}.pt", torch.rand(count, count), ids, IMAGES[:count])
+        for seed in (1, 2)
+    )
+    search(["--beit3_score", one, "--uit_score", two, "--annotation", str(annotation)]
+           + ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")])  # fmt: skip
+    said = capsys.readouterr()
+    assert ("on the other folds (3)" in said.out) == (count == 3)
+    assert ("--folds: 1 query: no cross-validation" in said.err) == (count == 1)
 
 
 @pytest.mark.parametrize("method", [["--order", "greedy"], ["--method", "simplex"]])

@@ -1,10 +1,11 @@
 """Write an HTML report with metrics and ranked images, in one self-contained file.
 
 The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. For
-selected queries, the page shows the ten best listed images of the first ``--score``, the main score file.
-Other score files add figures to the tables, lines to the curves, and a collapsed list of ten images
-per displayed query. ``--steps`` names score files in fusion order; the page then counts the queries
-that each step won and lost, and shows examples. ``--trials`` adds the weight sweep of the search.
+selected queries, the page shows the ten best listed images of the first ``--score``, the main score
+file. Other score files add figures to the tables, lines to the curves, and a collapsed list of ten
+images per displayed query. ``--steps`` names score files in fusion order; the page then counts the
+queries that each step won and lost, and shows examples. ``--trials`` adds the weight sweep of the
+search.
 
 Command line::
 

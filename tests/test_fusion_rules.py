@@ -216,7 +216,7 @@ def test_decodings_are_reported_and_recorded(
     ("words", "expected"),
     [
         (["--decode", "querybank"], "--decode_bank"),
-        (["--decode_bank", "{b}"], "--decode_bank"),
+        (["--decode_bank", "{b}"], "if a config sets it, pass --decode_bank none"),
         (["--decode_slack", "-1"], "--decode_slack"),
         (["--decode_factor", "0"], "--decode_factor"),
         (["--sinkhorn_steps", "0"], "--sinkhorn_steps"),

@@ -9,13 +9,14 @@ Shape letters: `Q` queries, `G` gallery images.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
 from torch import Tensor
 
 from ensemble.decode import CONVERGED, LOGARITHMS, DecodeSettings, decode, sinkhorn_errors
+from ensemble.listed import listed_images
 from ensemble.rerank_prior import Evidence, Reranking
 from pab.core.counts import counted
 from pab.core.notices import notice
@@ -32,6 +33,7 @@ class Stage:
     name: str  # shown in tables
     scores: Tensor  # float32 [Q, G]; their order is the stage's ranking
     facts: dict[str, Any]  # settings and measurements of the stage, for ``meta``
+    listed: Tensor | None = None  # listed images, bool [Q, G]; None if all are listed
 
 
 def stages(
@@ -40,6 +42,7 @@ def stages(
     gallery_ids: Sequence[str],
     reranking: Reranking | None,
     decodings: Sequence[DecodeSettings],
+    listed: Tensor | None = None,
 ) -> Iterator[Stage]:
     """Yield the fused matrix, then the result of every stage; each stage uses the previous one.
 
@@ -53,18 +56,19 @@ def stages(
         gallery_ids: ids of the columns, sorted.
         reranking: reranker's scores and settings; None skips reranking.
         decodings: decodings in order of application.
+        listed: images that a member lists, bool [Q, G]; None if all are listed.
 
     Raises:
         InputError: see :func:`ensemble.decode.decode`.
     """
-    yield Stage("fused", fused, {})
-    ranking = Ranking(fused)
+    yield Stage("fused", fused, {}, listed)
+    ranking = Ranking(fused, listed=listed)
     if reranking is not None:
         ranking = reranked(ranking, reranking)
-        yield Stage(reranking.stage, ranking.scores, {})
+        yield Stage(reranking.stage, ranking.scores, {}, ranking.listed)
     for settings in decodings:
         ranking, facts = decoded(ranking, query_ids, gallery_ids, settings)
-        yield Stage(settings.method, ranking.scores, facts)
+        yield Stage(settings.method, ranking.scores, facts, ranking.listed)
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,20 @@ class Ranking:
     scores: Tensor  # float32 [Q, G]
     evidence: Evidence | None = None  # None: the scores themselves
     is_reranked: bool = False  # the evidence comes from the reranker and is kept in later stages
+    listed: Tensor | None = None  # listed images, bool [Q, G]; None if all are listed
 
 
 def reranked(ranking: Ranking, reranking: Reranking, *, quiet: bool = False) -> Ranking:
-    """Rerank; ``quiet`` omits the notice about images without a reranker score."""
-    return Ranking(*reranking.reorder(ranking.scores, quiet=quiet), is_reranked=True)
+    """Rerank; ``quiet`` omits the notice about images without a reranker score.
+
+    Reordered images that the reranker scored become listed.
+    """
+    scores, evidence = reranking.reorder(ranking.scores, quiet=quiet)
+    listed, columns = ranking.listed, evidence.columns
+    if listed is not None and columns is not None:
+        scored = listed_images(reranking.scores, reranking.listed)
+        listed = listed.scatter(1, columns, (listed | scored).gather(1, columns))
+    return Ranking(scores, evidence, is_reranked=True, listed=listed)
 
 
 def decoded(
@@ -105,7 +118,7 @@ def decoded(
         evidence = evidence or Evidence(scores)
     elif not ranking.is_reranked:
         evidence = None
-    return Ranking(found, evidence, ranking.is_reranked), facts
+    return replace(ranking, scores=found, evidence=evidence), facts
 
 
 def warn_on_sinkhorn(settings: DecodeSettings, row: float, column: float) -> None:

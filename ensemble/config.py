@@ -113,10 +113,19 @@ class FusionConfig(LabelConfig):
         if self.decode and not methods:
             return  # decoding is off: ignore a config file's decoding settings
         used = " ".join(methods) or "none"
-        unset = {"decode_slack": None, "decode_top": None, "decode_scope": "all"}
-        for name, default in unset.items():
-            if "assignment" not in methods and getattr(self, name) != default:
-                raise InputError(f"--{name}", f"cannot be used with --decode {used}")
+        unset = {
+            "decode_slack": ("assignment", None),
+            "decode_top": ("assignment", None),
+            "decode_scope": ("assignment", "all"),
+            "decode_bank": ("querybank", None),
+        }
+        for name, (method, default) in unset.items():
+            if method not in methods and getattr(self, name) != default:
+                off = f"pass --{name} {default or 'none'}"
+                raise InputError(
+                    f"--{name}", f"cannot be used with --decode {used}",
+                    todo=f"add {method} to --decode, or, if a config sets it, {off}",
+                )  # fmt: skip
         searched = self.finds_weights  # the search also chooses the slack
         if self.decode_top is not None and self.decode_slack is None and not searched:
             raise InputError(
@@ -128,7 +137,7 @@ class FusionConfig(LabelConfig):
                 "--decode_scope", "collisions needs --decode_top and --decode_slack",
                 todo="set both, for example to 2 and 1.0",
             )  # fmt: skip
-        if (methods.count("querybank") > 0) != (self.decode_bank is not None):
+        if "querybank" in methods and self.decode_bank is None:
             raise InputError(
                 "--decode_bank", "expected together with --decode querybank",
                 todo="score training captions on the same gallery, and fuse them in the same way",

@@ -41,7 +41,7 @@ from pab.core.counts import counted
 from pab.core.errors import InputError
 from pab.core.progress import progress
 from pab.ranking import rows_in_order, top_k
-from pab.scores import load_scores
+from pab.scores import load_scores, respell
 
 Decoding = Literal["none", "querybank", "dual_softmax", "sinkhorn", "margin", "assignment"]
 ROWS_A_BLOCK = 128
@@ -106,7 +106,7 @@ def decode(
             return scores
         case "querybank":
             assert settings.bank is not None
-            bank = load_scores(settings.bank)
+            bank = respell(load_scores(settings.bank), [], gallery_ids, where=settings.bank)
             rows_in_order(
                 bank.gallery_ids, gallery_ids, where=settings.bank, order_name="the members"
             )

@@ -17,6 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from ensemble.listed import listed_images
 from ensemble.members import RANKED_LIST, Member, Rule
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
@@ -129,6 +130,21 @@ class Fusion:
         """
         return [file.listed_counts(self.query_ids) for file in self.files]
 
+    def listed_by(self, number: int) -> Tensor | None:
+        """Mark the images that a member lists, bool [Q, G]; None if it lists all images."""
+        if self.files[number].listed is None:
+            return None
+        block = self._own_block(number, 0, len(self.query_ids))
+        return listed_images(block, self.listed[number])
+
+    @cached_property
+    def listed_by_any(self) -> Tensor | None:
+        """Mark the images that any member lists, bool [Q, G]; None if a member lists all images."""
+        if any(file.listed is None for file in self.files):
+            return None
+        found = [self.listed_by(number) for number in range(len(self.files))]
+        return torch.stack([one for one in found if one is not None]).any(dim=0)
+
     def block(self, start: int, stop: int) -> Tensor:
         """Compute rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""
         blocks = [self._own_block(number, start, stop) for number in range(len(self.files))]
@@ -170,19 +186,27 @@ class Fusion:
         score once, first selects candidates. The published arithmetic then scores them. A row is
         fused completely if rounding could have excluded a better image.
         """
-        if self.rule != "iterative" or self.scaling != "minmax":
-            return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
+        is_published = self.rule == "iterative" and self.scaling == "minmax"
+        if not is_published or len(self.gallery_ids) == 1:
+            return self._best_of_blocks(k)
         shares = shares_from_weights([member.weight for member in self.members[1:]])
         factors, shift, scale = [], 0.0, 0.0
         for share, file, member in zip(shares, self.files, self.members, strict=True):
             low, high = file.bounds
-            scaled_block(torch.tensor([[low]]), "minmax", file.bounds, member.path)  # may raise
+            ends = torch.tensor([[low, high]])
+            scaled_block(ends, "minmax", file.bounds, member.path)  # may raise
             factors.append(share / (high - low))
             shift -= factors[-1] * low
             scale += factors[-1] * max(abs(low), abs(high))
+        if max(factors) > torch.finfo().max:
+            return self._best_of_blocks(k)  # a range below 1e-38: its factor overflows float32
         rounding = (scale + abs(shift) + 1.0) * (len(self.files) + 4) * torch.finfo().eps
         margin = shift + rounding
         return torch.cat([self._best_of(*span, k, factors, margin) for span in self._spans()])
+
+    def _best_of_blocks(self, k: int) -> Tensor:
+        """Compute :meth:`best_columns` from the complete fused rows."""
+        return torch.cat([top_k(self.block(*span), k) for span in self._spans()])
 
     def _best_of(
         self, start: int, stop: int, k: int, factors: Sequence[float], margin: float

@@ -22,13 +22,13 @@ from pab.core.errors import InputError
 from pab.core.notices import notice
 from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.data.images import list_gallery
-from pab.data.names import one_spelling
+from pab.data.names import one_spelling, respelt
 from pab.data.records import Retrieval
 from pab.formats.contents import Listing
 from pab.formats.conversion import to_score_file
 from pab.formats.description import listed_in_part, only_named
 from pab.formats.forms import read_form
-from pab.ranking import some
+from pab.ranking import rows_in_order, some
 from pab.scores import ScoreFile, respell, warn_on_data_mismatch, with_all_images
 
 Rule = Literal["iterative", "sum", "reciprocal_rank"]
@@ -141,11 +141,14 @@ def load_members(
     queries: str | Path | None = None,
     gallery: str | Path | None = None,
     loaded: Mapping[str, ScoreFile] | None = None,
+    label_names: Sequence[str] | None = None,
+    id_flags: bool = True,
 ) -> list[ScoreFile]:
     """Load the members' scores; matrices of score files stay on disk.
 
-    Image ids take the spelling of the first member that scores the whole gallery, if there is one.
-    Query ids take the spelling of ``line_order`` or, if it is None, of one of the members.
+    Image ids take the spelling of ``gallery_ids``, else of ``label_names``, else of the first
+    member that scores the whole gallery. Query ids take the spelling of ``line_order`` or, if it is
+    None, of one of the members.
 
     Args:
         members: members in fusion order.
@@ -156,6 +159,9 @@ def load_members(
         queries: file of query ids for members without ids: rows of matrices, lines of ranked lists.
         gallery: file of gallery ids, or the gallery's folder, for members without ids.
         loaded: validated scores by member path, for members that are already in memory.
+        label_names: ids of the right images, whose spelling is used if ``gallery_ids`` is None.
+        id_flags: true if the command has the flags ``--queries`` and ``--gallery``, so that an
+            error may recommend them.
 
     Raises:
         InputError: a file cannot be read, ids or queries are missing or do not match, or the line
@@ -170,7 +176,7 @@ def load_members(
         found = read_form(path)
         if isinstance(found, Listing):
             return found
-        return to_score_file(found, path, query_ids=rows, gallery_ids=columns)
+        return to_score_file(found, path, query_ids=rows, gallery_ids=columns, id_flags=id_flags)
 
     paths = list(dict.fromkeys(member.path for member in members))
     with ThreadPoolExecutor(2) as pool:  # read the ids of one file while checking another
@@ -182,6 +188,11 @@ def load_members(
     images = complete.gallery_ids if complete is not None else columns or gallery_ids
     if images is None:
         images = _named_by(files, listings)
+    spelling = gallery_ids if gallery_ids is not None else label_names
+    if spelling is not None:
+        where = next((path for path, file in files.items() if file is complete), paths[0])
+        spelt = respelt(images, spelling, where)
+        images = [spelt[name] for name in images]
     lines = rows if rows is not None else line_order
     if lines is None:
         lines = _line_numbers(contents)
@@ -300,6 +311,44 @@ def check_candidates(
                 todo=f"score again with python -m uit.infer --k_test {expected}, or fuse with "
                 f"--uit_k {found} (--uit_k none skips this check)",
             )
+
+
+def check_gallery(
+    members: Sequence[Member],
+    files: Sequence[ScoreFile],
+    gallery_ids: Sequence[str] | None,
+    name: str = "the gallery",
+) -> None:
+    """Check that the members score the whole gallery, and no other image.
+
+    Members that all list only some images per query may lack images.
+
+    Args:
+        members: members of the fusion.
+        files: their score files, with equal gallery ids.
+        gallery_ids: ids of the gallery; None skips the check.
+        name: name of the gallery, for the error.
+
+    Raises:
+        InputError: an image is missing or unknown.
+    """
+    if gallery_ids is None:
+        return
+    for member, file in zip(members, files, strict=True):
+        if file.listed is None:
+            wanted = sorted(gallery_ids)
+            rows_in_order(file.gallery_ids, wanted, where=member.path, order_name=name)
+            return
+    unknown = sorted(set(files[0].gallery_ids) - set(gallery_ids))
+    if unknown:
+        raise InputError(members[0].path, f"expected images of {name}, found {some(unknown)}")
+
+
+def label_names(retrieval: Retrieval | None) -> list[str] | None:
+    """Return the ids of the right images of all queries; None without labels."""
+    if retrieval is None or retrieval.relevant is None:
+        return None
+    return sorted(frozenset().union(*retrieval.relevant.values()))
 
 
 def scored_counts(file: ScoreFile, query_ids: Sequence[str]) -> Tensor:

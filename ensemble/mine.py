@@ -300,7 +300,8 @@ def run(config: MineConfig) -> None:
         notice("--allow_test", "results of the tuned reranker on this test set are meaningless")
     query_ids = [query.query_id for query in retrieval.queries]
     gallery_ids = [image.gallery_id for image in retrieval.gallery]
-    (file,) = load_members([Member("scores", config.score, 1.0)], query_ids, gallery_ids)
+    members = [Member("scores", config.score, 1.0)]
+    (file,) = load_members(members, query_ids, gallery_ids, id_flags=False)
     ids = ScoreFile(torch.empty(0, 0), query_ids, gallery_ids)
     file = align(file, ids, where=config.score, reference_name="the annotation")
     vectors = None

@@ -13,6 +13,7 @@ Shape letters: `M` members, `q` rows of a block, `C` images per row.
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -73,16 +74,21 @@ def _settle(parts: Tensor, order: Tensor, falls: Tensor, doubtful: Tensor) -> No
     breaks = np.flatnonzero(np.diff(linked) > 1) + 1
     for run in np.split(linked, breaks):
         start, stop = int(run[0]), int(run[-1]) + 2
-        columns = order[start:stop].tolist()
-        exact = {
-            column: sum(Fraction(2, part) for part in parts[:, column].tolist() if part)
-            for column in columns
-        }
-        columns.sort(key=lambda column: -exact[column])
-        order[start:stop] = torch.tensor(columns)
-        for place in range(start + 1, stop):
-            before, after = columns[place - start - 1], columns[place - start]
-            falls[place] = exact[after] != exact[before]
+        columns = order[start:stop]
+        found = list(zip(*parts[:, columns].tolist(), strict=True))  # parts of each image
+        # Images that tie in every member have the same parts; each sum is computed once.
+        exact = {one: sum(Fraction(2, part) for part in one if part) for one in set(found)}
+        if len(exact) == 1:
+            falls[start + 1 : stop] = False
+            continue
+        ranked = sorted(exact, key=exact.__getitem__, reverse=True)
+        place_of = {ranked[0]: 0}
+        for before, one in pairwise(ranked):
+            place_of[one] = place_of[before] + (exact[one] != exact[before])
+        places = torch.tensor([place_of[one] for one in found])
+        places, sorting = places.sort(stable=True)
+        order[start:stop] = columns[sorting]
+        falls[start + 1 : stop] = places.diff() > 0
 
 
 def _falling(values: Tensor, falls: Tensor) -> Tensor:

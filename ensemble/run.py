@@ -15,12 +15,15 @@ from typing import Any
 from ensemble.chain import ladder_table, stages
 from ensemble.config import LARGEST_FACTOR, FusionConfig
 from ensemble.fuse import aligned
+from ensemble.listed import ranked_file, warn_on_filled_lines
 from ensemble.members import (
     Member,
     check_candidates,
+    check_gallery,
     check_members,
     inputs_of,
     known_gallery,
+    label_names,
     load_members,
 )
 from ensemble.protocol import ANSWER_NAMES, PROTOCOL_FILES, check_answer, load_protocol
@@ -34,7 +37,7 @@ from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.data.id_lists import read_query_order
 from pab.evaluate import Evaluation, evaluate
 from pab.metrics import Metrics, evaluate_scores
-from pab.ranking import check_names, order_queries, ranked_names, rows_in_order, write_ranked_list
+from pab.ranking import check_names, order_queries, ranked_names, write_ranked_list
 from pab.scores import ScoreFile, save_scores
 
 
@@ -103,8 +106,9 @@ def run(config: RunConfig) -> None:
     asked = [query.query_id for query in retrieval.queries] if retrieval else None
     images = known_gallery(retrieval, config.image_folder)
     files = load_members(
-        inputs, wanted or asked, images, queries=config.queries, gallery=config.gallery
-    )
+        inputs, wanted or asked, images, queries=config.queries, gallery=config.gallery,
+        label_names=label_names(retrieval),
+    )  # fmt: skip
     fused = files[: len(members)]
     check_candidates(members, fused, config.uit_k)
     fusion = aligned(
@@ -115,19 +119,17 @@ def run(config: RunConfig) -> None:
         depth, prior = config.rerank_depth, config.rerank_prior
         reranking = reranking_of(reranker, files[-1], fusion, depth, prior)
     order = order_queries(fusion.query_ids, wanted, where=config.query_order or "--query_order")
-    if protocol is not None:
-        gallery, where = sorted(images or []), members[0].path
-        rows_in_order(fusion.gallery_ids, gallery, where=where, order_name="the protocol's gallery")
+    check_gallery(members, fused, images, "the protocol's gallery" if protocol else "the gallery")
     result: ScoreFile | None = None  # whole matrix; None if the best columns are enough
     evaluation: Evaluation | None = None
     rungs: list[tuple[str, Metrics]] = []
-    if config.decodings() or reranking or config.save_score or labels is not None:
+    ids, listed = (fusion.query_ids, fusion.gallery_ids), fusion.listed_by_any
+    has_stages = bool(config.decodings() or reranking)
+    if has_stages or config.save_score or labels is not None or listed is not None:
         facts: list[dict[str, Any]] = []
-        for stage in stages(
-            fusion.matrix(), fusion.query_ids, fusion.gallery_ids, reranking, config.decodings()
-        ):
+        for stage in stages(fusion.matrix(), *ids, reranking, config.decodings(), listed):
             facts += [stage.facts] if stage.facts else []
-            result = ScoreFile(stage.scores, fusion.query_ids, fusion.gallery_ids)
+            result = ranked_file(stage.scores, *ids, stage.listed)
             if config.ladder and labels is not None:
                 found = evaluate_scores(result, labels, where=members[0].path)
                 rungs.append((stage.name, found))
@@ -136,7 +138,8 @@ def run(config: RunConfig) -> None:
             meta = meta_of(config, members, reranker, files, facts)
             if retrieval is not None and labels is not None:
                 meta["relevance"] = retrieval.relevance
-            result = replace(result, meta=meta)
+            result = replace(result, meta={**meta, **result.meta})
+        warn_on_filled_lines(result, config.top_k, config.output_file)
         names = ranked_names(result.scores, fusion.gallery_ids, config.top_k)
         if retrieval is not None and labels is not None:
             evaluation = evaluate(result, retrieval, where=members[0].path)

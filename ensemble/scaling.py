@@ -37,8 +37,8 @@ def scaled_block(
         where: file of the member, for error messages.
 
     Raises:
-        InputError: ``minmax`` of a constant matrix, or scores whose range exceeds float32 (except
-            with ``rank``).
+        InputError: ``minmax`` of a constant matrix of several images, or scores whose range exceeds
+            float32 (except with ``rank``).
     """
     low, high = bounds
     if scaling != "rank" and high - low > torch.finfo().max:
@@ -49,6 +49,8 @@ def scaled_block(
             todo="divide them by a constant, or fuse with --scaling rank",
         )
     if scaling == "minmax":
+        if low == high and block.shape[1] == 1:
+            return torch.zeros_like(block)  # one image per query: there is only one ranking
         if low == high:
             raise InputError(where, f"all scores are {low:g}: there is no ranking")
         return (block - low).div_(high - low)

@@ -23,15 +23,17 @@ import yaml
 
 from ensemble.chain import ladder_table
 from ensemble.config import LARGEST_FACTOR, FusionConfig
-from ensemble.fuse import Fusion, aligned, kept_weights
+from ensemble.fuse import Fusion, aligned
 from ensemble.members import (
     RANKED_LIST,
     Member,
     candidates_of,
     check_candidates,
+    check_gallery,
     check_members,
     inputs_of,
     known_gallery,
+    label_names,
     load_members,
     without_weight,
 )
@@ -45,10 +47,12 @@ from ensemble.stage_search import (
     number_of,
     usual_values,
 )
-from ensemble.trials import Found, Judge, Simplex, by_steps, grid, write_trials
+from ensemble.trials import DIGITS, Found, Judge, Simplex, by_steps, grid, write_trials
 from pab.core.config import config_from_args, data_flag, flag, output_flag
+from pab.core.counts import counted
 from pab.core.errors import InputError, run_cli
 from pab.core.files import write_text
+from pab.core.notices import notice
 from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.core.progress import progress
 from pab.metrics import Metrics
@@ -104,7 +108,7 @@ class SearchConfig(FusionConfig):
         "output/ensemble/weights.yaml", "file for the weights (for ensemble.run --config)"
     )
     allow_test: bool = data_flag(False, "accept a test set; the weights file records this")
-    seed: int = flag(0, "seed of the bootstrap and of the folds")
+    seed: int = flag(0, "seed of the bootstrap and of the folds", ge=0)
 
     def check(self) -> None:
         """Reject values that are invalid alone or in combination; the error names the flag."""
@@ -171,9 +175,10 @@ class SearchConfig(FusionConfig):
 def searcher(config: SearchConfig, fusion: Fusion, judge: Judge) -> Callable[[Judge], Found]:
     """Return a function that finds the best weights for the counted queries of a judge."""
     if config.method == "simplex":
-        return Simplex.tried(fusion, judge, config.grid_step).best
-    weights = grid(config.grid_step)
-    return lambda judge: by_steps(fusion, judge, weights, greedy=config.order == "greedy")
+        tried = Simplex.tried(fusion, judge, config.grid_step)
+        return lambda judge: tried.best(judge).fused_again(fusion, judge)
+    weights, greedy = grid(config.grid_step), config.order == "greedy"
+    return lambda judge: by_steps(fusion, judge, weights, greedy=greedy).fused_again(fusion, judge)
 
 
 def held_out(
@@ -231,7 +236,8 @@ def stages_of(
         given = getattr(config, f"{number_of(settings.method)}_grid") or config.decode_grid
         usual = usual_values(settings.method, after_reranker=reranker is not None)
         decodings.append((settings, given or usual))
-    return Stages(fusion.query_ids, fusion.gallery_ids, reranking, depths, priors, decodings)
+    ids, listed = (fusion.query_ids, fusion.gallery_ids), fusion.listed_by_any
+    return Stages(*ids, reranking, depths, priors, decodings, listed)
 
 
 def chosen_stages(config: SearchConfig, choices: Sequence[Choice]) -> dict[str, Any]:
@@ -270,7 +276,7 @@ def chosen_members(
         if member.name in by_flag:
             chosen[WEIGHT_FLAGS[member.name]] = weight
         else:  # passed by --member, even if named like a published member
-            others.append(f"{member.name}:{weight:.9g}")
+            others.append(f"{member.name}:{weight:{DIGITS}}")
     if others:
         chosen["member_weights"] = others
     return chosen
@@ -309,22 +315,24 @@ def run(config: SearchConfig) -> None:
     query_ids = [query.query_id for query in retrieval.queries]
     check_members(members)
     gallery = known_gallery(retrieval, config.image_folder)
-    files = load_members(inputs, query_ids, gallery, queries=config.queries, gallery=config.gallery)
+    files = load_members(
+        inputs, query_ids, gallery, queries=config.queries, gallery=config.gallery,
+        label_names=label_names(retrieval),
+    )  # fmt: skip
     scored, files = files[-1], files[: len(members)]
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
+    check_gallery(members, files, gallery)
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
     stages = stages_of(config, fusion, reranker, scored)
     found = search(judge)
     print(found.described(judge, config.seed))
     chosen: dict[str, Any] = {"chosen_on": config.annotation, "chosen_on_test": on_test}
-    in_order = config.method == "steps" and config.order == "given"
-    weights = [step.weight for step in found.steps] if in_order else kept_weights(found.shares)
     shares = ", ".join(f"{m.name} {s:.4g}" for m, s in zip(members, found.shares, strict=True))
     print(f"shares of the sum: {shares}")
     chosen["scaling"] = config.scaling
-    chosen |= chosen_members(config, members, weights)
+    chosen |= chosen_members(config, members, found.weights)
     if any(file.meta.get("model") == RANKED_LIST for file in files):
         # A ranked list may have no query ids; the annotation gives the order of its lines.
         chosen |= given(config, "annotation", "answers", "image_folder")
@@ -338,8 +346,12 @@ def run(config: SearchConfig) -> None:
         print(f"{made}, {choice.numbers}: {judge.figures(choice.metrics)}; gain {gain}")
         metrics = choice.metrics
     stages.warn(choices, found.scores)
-    if config.folds:
-        print(estimate(config, metrics, held_out(config, search, stages, judge)))
+    limited = replace(config, folds=min(config.folds, len(query_ids)))
+    if limited.folds < config.folds:
+        what = "no cross-validation" if limited.folds < 2 else counted(limited.folds, "fold")
+        notice("--folds", f"{counted(len(query_ids), 'query', 'queries')}: {what}")
+    if limited.folds > 1:
+        print(estimate(limited, metrics, held_out(limited, search, stages, judge)))
     chosen |= chosen_stages(config, choices)
     header = f"# Weights chosen by: python -m ensemble.search, {len(query_ids)} queries\n"
     trials = [*found.trials, *(trial for choice in choices for trial in choice.trials)]

@@ -78,6 +78,7 @@ class Stages:
     depths: Sequence[int]
     priors: Sequence[float]
     decodings: Sequence[tuple[DecodeSettings, Sequence[float]]]  # each with values to try
+    listed: Tensor | None = None  # images that a member lists, bool [Q, G]; None: all
 
     def __bool__(self) -> bool:
         return self.reranking is not None or bool(self.decodings)
@@ -93,7 +94,7 @@ class Stages:
             InputError: see :func:`ensemble.decode.decode`.
         """
         choices = []
-        ranking = Ranking(fused)
+        ranking = Ranking(fused, listed=self.listed)
         if self.reranking is not None:
             choices.append(self._best(self.reranking.stage, self._reranked(ranking), judge))
             ranking = choices[-1].ranking
@@ -129,7 +130,7 @@ class Stages:
         """Return the best of the tried settings; the first one wins ties."""
         best, trials = None, []
         for settings, ranking in progress(tried, f"trying {stage}", "values"):
-            metrics = judge(ranking.scores)
+            metrics = judge(ranking.scores, ranking.listed)
             trials.append(Trial(f"{stage}: {_named(settings)}", None, metrics.mean()))
             key = judge.key(metrics)
             if best is None or key > best[0]:

@@ -9,23 +9,24 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ensemble.fuse import Fusion, blend, shares_from_weights
+from ensemble.fuse import Fusion, blend, kept_weights, shares_from_weights
+from ensemble.listed import ranked_file
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.notices import notice
 from pab.core.progress import Progress, progress
 from pab.metrics import Metrics, evaluate_scores, paired_bootstrap
-from pab.scores import ScoreFile
 
 MOST_SIMPLEX_TRIALS = 20_000
 GRID_TOLERANCE = 1e-9
+DIGITS = ".9g"  # of weights in a config
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,14 @@ class Judge:
     where: str  # file of the first member, for errors
     counted: NDArray[np.bool_] | None = None  # queries used for choices [Q]; None uses all
 
-    def __call__(self, scores: Tensor) -> Metrics:
-        """Compute the metrics of every query from a matrix [Q, G]."""
-        file = ScoreFile(scores, self.query_ids, self.gallery_ids)
+    def __call__(self, scores: Tensor, listed: Tensor | None) -> Metrics:
+        """Compute the metrics of every query.
+
+        Args:
+            scores: [Q, G].
+            listed: listed images, bool [Q, G]; None if all are listed.
+        """
+        file = ranked_file(scores, self.query_ids, self.gallery_ids, listed)
         return evaluate_scores(file, self.relevant, where=self.where)
 
     def key(self, metrics: Metrics) -> tuple[float, float]:
@@ -91,6 +97,23 @@ class Found:
     first: tuple[str, Metrics]  # starting member and its metrics
     steps: list[Step]  # in the order of the added members; empty for the simplex
     trials: list[Trial]
+    weights: list[float]  # kept by the running sum, in member order, without the first member
+
+    def fused_again(self, fusion: Fusion, judge: Judge) -> Found:
+        """Fuse and evaluate again with the weights, as `ensemble.run` does.
+
+        Another order of summation rounds differently, so that other images may tie.
+
+        Args:
+            fusion: members of the fusion; their weights are ignored.
+            judge: evaluator of the result.
+        """
+        pairs = zip(fusion.members, [1.0, *self.weights], strict=True)
+        members = [replace(member, weight=weight) for member, weight in pairs]
+        scores = replace(fusion, members=members).matrix()
+        metrics = judge(scores, fusion.listed_by_any)
+        steps = [*self.steps[:-1], *(replace(step, after=metrics) for step in self.steps[-1:])]
+        return replace(self, scores=scores, metrics=metrics, steps=steps)
 
     def described(self, judge: Judge, seed: int) -> str:
         """Describe the steps or the shares."""
@@ -128,7 +151,8 @@ def by_steps(
             use the given order.
     """
     members, scaled = fusion.members, fusion.scaled_members
-    alone = [judge(scores) for scores in (scaled if greedy else scaled[:1])]
+    numbers = range(len(members) if greedy else 1)
+    alone = [judge(scaled[number], fusion.listed_by(number)) for number in numbers]
     start = max(range(len(alone)), key=lambda n: judge.key(alone[n]))
     trials = [Trial(members[n].name, 1.0, found.mean()) for n, found in enumerate(alone)]
     fused, best = scaled[start], alone[start]
@@ -140,7 +164,7 @@ def by_steps(
         found: tuple[tuple[float, float], int, float, Metrics] | None = None
         for number in waiting if greedy else waiting[:1]:
             for weight in weights:
-                metrics = judge(blend(fused, scaled[number], weight))
+                metrics = judge(blend(fused, scaled[number], weight), fusion.listed_by_any)
                 trials.append(Trial(members[number].name, weight, metrics.mean()))
                 shown.update()
                 key = judge.key(metrics)
@@ -157,7 +181,9 @@ def by_steps(
     shares = [0.0] * len(members)
     for number, share in zip(order, shares_from_weights(kept), strict=True):
         shares[number] = share
-    return Found(shares, fused, best, (members[start].name, alone[start]), steps, trials)
+    weights = kept_weights(shares) if greedy else kept
+    first = members[start].name, alone[start]
+    return Found(shares, fused, best, first, steps, trials, written(weights))
 
 
 @dataclass(frozen=True)
@@ -192,7 +218,8 @@ class Simplex:
         points = []
         for grid_parts in progress(compositions(parts, count), "trying shares", "trials", needed):
             shares = [part / parts for part in grid_parts]
-            points.append((shares, judge(shared_sum(fusion, shares))))
+            metrics = judge(shared_sum(fusion, shares), fusion.listed_by_any)
+            points.append((shares, metrics))
         return cls(fusion, points)
 
     def best(self, judge: Judge) -> Found:
@@ -204,7 +231,13 @@ class Simplex:
             trials.append(Trial(point, None, metrics.mean()))
         shares, metrics = max(self.points, key=lambda point: judge.key(point[1]))
         scores = shared_sum(self.fusion, shares)
-        return Found(shares, scores, metrics, (names[0], self.points[0][1]), [], trials)
+        first, weights = (names[0], self.points[0][1]), written(kept_weights(shares))
+        return Found(shares, scores, metrics, first, [], trials, weights)
+
+
+def written(weights: Sequence[float]) -> list[float]:
+    """Round weights to the digits that a config shows."""
+    return [float(f"{weight:{DIGITS}}") for weight in weights]
 
 
 def shared_sum(fusion: Fusion, shares: Sequence[float]) -> Tensor:

@@ -341,6 +341,8 @@ def main(argv: list[str] | None = None) -> None:
     advanced.add_argument("--seed", type=int, default=0, help="seed of the bootstrap (default: 0)")
     add_label_flags(parser)
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise InputError("--seed", f"must be at least 0, found {args.seed}")
     path = args.score or args.predictions
     if args.top_k is not None and (not args.trec or args.top_k < 1):
         raise InputError(

@@ -262,6 +262,16 @@ def test_scores_that_overflow_when_scaled_are_refused(
     assert not out.exists()
 
 
+def test_a_tiny_range_of_scores(tmp_path: Path) -> None:
+    scores = torch.rand(3, 40, generator=torch.Generator().manual_seed(0))
+    ids = ["q0", "q1", "q2"], [f"i{n:02d}" for n in range(40)]
+    words = ["--beit3_score", write(tmp_path / "a.pt", scores.flip(0), *ids), "--uit_score"]
+    words += [write(tmp_path / "b.pt", scores * 1e-41, *ids), "--beit3_weight", "0.5"]
+    run([*words, "--output_file", str(tmp_path / "bare.txt")])
+    fused(tmp_path, *words)
+    assert (tmp_path / "bare.txt").read_text() == (tmp_path / "fused.txt").read_text()
+
+
 @pytest.mark.parametrize("flag", ["--output_file", "--save_score"])
 def test_an_output_cannot_replace_an_input(
     files: dict[str, str], tmp_path: Path, flag: str

@@ -254,6 +254,11 @@ def test_scores_of_other_queries_or_images_are_refused(annotation: Path) -> None
         evaluate(ScoreFile(SCORES, QUERIES, [*ids[:3], "j"]), retrieval, where="s.pt")
 
 
+def test_a_negative_seed_is_refused(annotation: Path, score: Path) -> None:
+    with pytest.raises(InputError, match="--seed: must be at least 0, found -1"):
+        main(["--score", str(score), "--annotation", str(annotation), "--seed", "-1"])
+
+
 def test_query_order_contradicts_a_score_file(annotation: Path, score: Path) -> None:
     with pytest.raises(InputError, match=r"--query_order: .*found another form; use --query"):
         main(["--score", str(score), "--annotation", str(annotation), "--query_order", "x.txt"])

@@ -216,7 +216,7 @@ def test_decodings_are_reported_and_recorded(
     ("words", "expected"),
     [
         (["--decode", "querybank"], "--decode_bank"),
-        (["--decode_bank", "{b}"], "--decode_bank"),
+        (["--decode_bank", "{b}"], "if a config sets it, pass --decode_bank none"),
         (["--decode_slack", "-1"], "--decode_slack"),
         (["--decode_factor", "0"], "--decode_factor"),
         (["--sinkhorn_steps", "0"], "--sinkhorn_steps"),
@@ -307,3 +307,8 @@ def test_a_gallery_of_one_image_is_accepted(tmp_path: Path) -> None:
     for how in ("minmax", "minmax_query", "zscore", "rank"):
         fused(tmp_path, "--beit3_score", one, "--clip_score", one, "--scaling", how)
         assert (tmp_path / "fused.txt").read_text() == "a\na\n"
+    equal = write(tmp_path / "equal.pt", torch.full((2, 1), 0.3), ["q0", "q1"], ["a"])
+    words = ["--beit3_score", equal, "--clip_score", one, "--output_file"]
+    for flags in ([], ["--save_score", str(tmp_path / "f.pt")]):
+        run([*words, str(tmp_path / "one.txt"), *flags])
+        assert (tmp_path / "one.txt").read_text() == "a\na\n"

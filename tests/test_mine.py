@@ -307,6 +307,14 @@ def test_other_images_than_the_annotation(words: list[str], tmp_path: Path) -> N
         mine(words)
 
 
+def test_a_matrix_without_ids_needs_an_import(words: list[str], tmp_path: Path) -> None:
+    np.save(tmp_path / "bare.npy", SCORES.numpy())
+    with pytest.raises(InputError) as error:
+        mine([*words, "--score", str(tmp_path / "bare.npy")])
+    assert "convert it with: python -m pab.scores import" in str(error.value)
+    assert "pass --queries" not in str(error.value)
+
+
 def test_captions_without_images_are_refused(words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "query.json"
     write_lines(path, [{"query_index": f"{one}#0", "caption": one} for one in IDS])

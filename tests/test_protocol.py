@@ -77,6 +77,16 @@ def test_contradictory_flags_are_refused(
     assert not (tmp_path / "answer.txt").exists()
 
 
+def test_names_with_extensions_are_matched(tiny_data: Path, tmp_path: Path) -> None:
+    plain = load_scores(scores_for(tiny_data, tmp_path / "s.pt", "www25"))
+    names = [f"{name}.jpg" for name in plain.gallery_ids]
+    save_scores(tmp_path / "n.pt", ScoreFile(plain.scores, plain.query_ids, names))
+    words = ["--protocol", "www25", "--data_root", str(tiny_data), "--output_file"]
+    for name in "sn":
+        run(["--beit3_score", str(tmp_path / f"{name}.pt"), *words, str(tmp_path / f"{name}.txt")])
+    assert (tmp_path / "n.txt").read_text() == (tmp_path / "s.txt").read_text()
+
+
 def test_scores_of_a_part_of_the_gallery_are_refused(
     tiny_data: Path, tmp_path: Path, refused: Callable[..., str]
 ) -> None:

@@ -99,6 +99,17 @@ def test_flags_switch_off_settings_of_a_config(
     assert "lhp -> clip (weight 0.9) (per query)" in capsys.readouterr().err
 
 
+def test_a_setting_of_a_config_without_its_decoding(
+    given_files: list[str], tmp_path: Path, refused: Callable[..., str]
+) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("decode: [margin, assignment]\ndecode_slack: 1\ndecode_top: 2\n")
+    words = ["--config", str(recipe), *given_files, "--decode", "margin"]
+    words += ["--output_file", str(tmp_path / "o.txt")]
+    assert "if a config sets it, pass --decode_slack none" in refused(run, words)
+    run([*words, "--decode_slack", "none", "--decode_top", "none"])
+
+
 def test_the_rows_of_a_reranker_may_come_in_any_order(
     given_files: list[str], tmp_path: Path
 ) -> None:

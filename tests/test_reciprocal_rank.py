@@ -121,3 +121,19 @@ def test_a_large_gallery_is_ranked_by_fractions_too() -> None:
         exact = [sum(Fraction(1, 61 + place[image]) for place in places) for image in range(5000)]
         expected = sorted(range(5000), key=lambda image, row=exact: (-row[image], image))  # type: ignore[misc]
         assert top_k(found, 5000)[row].tolist() == expected
+
+
+def test_the_sum_of_tied_images_is_computed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counting(numerator: int, part: int) -> Fraction:
+        calls.append(part)
+        return Fraction(numerator, part)
+
+    monkeypatch.setattr("ensemble.reciprocal_rank.Fraction", counting)
+    members = [torch.zeros(1, 2000) for _ in range(3)]
+    for n, member in enumerate(members):
+        member[0, 100 * n : 100 * n + 100] = torch.rand(100) + 1.0
+    found = fusion_of(*members)
+    assert len(calls) < 3000
+    assert len(found[0, 300:].unique()) == 1

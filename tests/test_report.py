@@ -342,6 +342,8 @@ def test_bad_inputs_leave_no_file(annotation: Path, score: str, tmp_path: Path) 
         report(tmp_path, *args, "--score", f"LHP={score}")
     with pytest.raises(InputError, match="--queries: expected at least 1"):
         report(tmp_path, *args, "--queries", "0")
+    with pytest.raises(InputError, match="--seed: must be at least 0, found -1"):
+        report(tmp_path, *args, "--seed", "-1")
     (tmp_path / "data/test/0.jpg").write_bytes(b"no image")
     with pytest.raises(InputError, match=r"0\.jpg"):
         report(tmp_path, *args)
@@ -428,10 +430,30 @@ def test_a_right_image_that_is_not_listed_is_a_failure(
     (card,) = [one for one in _Page(text).all("article") if one["data-id"] == "i00#0"]
     assert (card["data-failure"], card["data-rank"]) == ("far duplicate", str(N + 1))
     assert text.count("right image not listed") == 1
+    shown = text.split('data-id="i00#0"')[1].split("</ol>")
+    assert [one.count('class="shot"') for one in shown[:2]] == [3, 10], "before lists all images"
     assert "before to after: queries won: 0, lost: 2" in text
     lost = _Page(text.split("Examples of lost queries")[1]).shots()[:2]
     assert lost == ["i00, rank 1, score 1.000, right image", "i13, rank 1, score 0.013"]
     assert "85.7" in section(text, "curves"), "R@1: 12 of 14 queries"
+
+
+def test_a_run_with_other_spellings_of_the_names(
+    annotation: Path, score: str, tmp_path: Path
+) -> None:
+    run = {f"i{i:02}#0": {f"i{i:02}.jpg": 2.0, "i03.JPG": 1.0} for i in range(4, N)}
+    run |= {f"i{i:02}#0": {"i05.jpg": 1.0} for i in range(4)}
+    (tmp_path / "run.json").write_text(json.dumps(run))
+    ids = [f"i{i:02}.jpg" for i in range(N)]
+    own = ScoreFile(load_scores(score).scores, load_scores(score).query_ids, ids)
+    save_scores(tmp_path / "own.pt", own)
+    for first, second in (("run.json", "own.pt"), ("own.pt", "run.json")):
+        named = [
+            word for file in (first, second) for word in ("--score", f"{file}={tmp_path / file}")
+        ]
+        text = report(tmp_path, *named, "--annotation", str(annotation))
+        assert "71.4" in section(text, "curves"), "R@1 of the run: 10 of 14"
+        assert "85.7" in section(text, "curves"), "R@1 of the other file: 12 of 14"
 
 
 def test_labels_of_a_chart_follow_its_lines(annotation: Path, score: str, tmp_path: Path) -> None:

@@ -226,7 +226,7 @@ def test_more_queries_than_images_are_decoded_with_a_slack(tmp_path: Path) -> No
 def test_a_search_does_not_overwrite_the_reranker(words: list[str], tmp_path: Path) -> None:
     path = tmp_path / "r.pt"
     before = path.read_bytes()
-    with pytest.raises(InputError, match=r"--out: .* is the file of vlm"):
+    with pytest.raises(InputError, match=r"--out: .* is the file of --rerank"):
         search([*words, "--out", str(path)])
     assert path.read_bytes() == before
 

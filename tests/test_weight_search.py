@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import random
 import re
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from ensemble.search import main as search
 from ensemble.trials import grid
 from pab.core.config import load_config
 from pab.core.errors import InputError
+from pab.data.annotations import read_retrieval
+from pab.evaluate import evaluate
 from pab.metrics import evaluate_scores
 from pab.scores import ScoreFile, load_scores, save_scores
 from tests.conftest import write_lines
@@ -353,6 +356,7 @@ def test_the_parameter_of_a_decoding_is_searched(
     ("flags", "expected"),
     [
         (["--folds", "1"], "--folds"),
+        (["--seed", "-1"], "--seed: expected a number greater than or equal to 0"),
         (["--decode_grid", "0.1"], "--decode_grid"),
         (["--decode", "assignment", "--decode_grid", "-0.5"], "cannot be -0.5 for assignment"),
         (["--decode", "sinkhorn", "--decode_grid", "0"], "cannot be 0 for sinkhorn"),
@@ -381,3 +385,44 @@ def test_invalid_searches_are_refused(
     with pytest.raises(InputError, match=expected):
         searched(annotation, tmp_path, *flags)
     assert not (tmp_path / "weights.yaml").exists()
+
+
+@pytest.mark.parametrize("count", [1, 3])
+@pytest.mark.filterwarnings("error")
+def test_there_are_at_most_as_many_folds_as_queries(
+    tmp_path: Path, count: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    annotation, ids = annotation_file(tmp_path), [f"{image}#0" for image in IMAGES[:count]]
+    annotation.write_text("".join(annotation.read_text().splitlines(keepends=True)[:count]))
+    one, two = (
+        write(tmp_path / f"{seed}.pt", torch.rand(count, count), ids, IMAGES[:count])
+        for seed in (1, 2)
+    )
+    search(["--beit3_score", one, "--uit_score", two, "--annotation", str(annotation)]
+           + ["--out", str(tmp_path / "w.yaml"), "--trials", str(tmp_path / "t.csv")])  # fmt: skip
+    said = capsys.readouterr()
+    assert ("on the other folds (3)" in said.out) == (count == 3)
+    assert ("--folds: 1 query: no cross-validation" in said.err) == (count == 1)
+
+
+@pytest.mark.parametrize("method", [["--order", "greedy"], ["--method", "simplex"]])
+def test_a_run_reproduces_the_figures_of_a_search_over_ranked_lists(
+    annotation: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], method: list[str]
+) -> None:
+    words = ["--annotation", str(annotation), "--query_order", str(tmp_path / "order.txt")]
+    (tmp_path / "order.txt").write_text("".join(f"{image}#0\n" for image in IMAGES))
+    for seed in range(12):  # many exact ties, which another order of summation breaks
+        drawn, members = random.Random(seed), []
+        for name in "abc":
+            lists = [drawn.sample(IMAGES, 6) for _ in IMAGES]
+            path = tmp_path / f"{name}.txt"
+            path.write_text("".join(" ".join(line) + "\n" for line in lists))
+            members += ["--member", f"{name}={path}"]
+        search([*members, *words[:2], *method, "--grid_step", "0.1", "--folds", "0"]
+               + ["--out", str(tmp_path / "w.yaml")]
+               + ["--trials", str(tmp_path / "t.csv")])  # fmt: skip
+        lines = capsys.readouterr().out.splitlines()
+        figures = re.findall(r"R@1 (\d+\.\d+), mAP (\d+\.\d+)", "\n".join(lines))[-1]
+        found = fused(tmp_path, "--config", str(tmp_path / "w.yaml"), *words)
+        mean = evaluate(found, read_retrieval(annotation)).summary()
+        assert figures == (f"{mean['R@1']:.2f}", f"{mean['mAP']:.2f}")

@@ -10,7 +10,7 @@ import numpy as np
 from pab.core.errors import InputError
 from pab.data.records import Retrieval
 from pab.evaluate import Evaluation, evaluate
-from pab.scores import ScoreFile, align, load_scores, reorder
+from pab.scores import ScoreFile, align, load_scores, reorder, respell, with_all_images
 
 HASH_DIGITS = 12  # shown digits of a checkpoint's SHA-256
 UNLISTED = np.iinfo(np.int64).max  # rank of a right image that the file does not list
@@ -62,27 +62,36 @@ def best_ranks(rankings: Sequence[NamedScores]) -> list[tuple[str, np.ndarray]]:
     return [(name, np.where(ranks == 0, UNLISTED, ranks)) for name, ranks in found]
 
 
-def read_inputs(named: Sequence[str], retrieval: Retrieval) -> list[NamedScores]:
+def read_inputs(
+    named: Sequence[str], retrieval: Retrieval, gallery_ids: Sequence[str]
+) -> list[NamedScores]:
     """Read ``NAME=FILE`` score files, align them, and evaluate them if there are labels.
+
+    Args:
+        named: values of the flag.
+        retrieval: queries, with labels if there are any.
+        gallery_ids: ids of the gallery's images.
 
     Raises:
         InputError: a name is invalid, a file cannot be read, or its queries or images do not match.
     """
     rankings: list[NamedScores] = []
+    query_ids = [query.query_id for query in retrieval.queries]
     for text in named:
         name, sign, file = text.partition("=")
         if not (name.strip() and sign and file):
             raise InputError("--score", f"expected NAME=FILE, found {text!r}")
         if name in {one.name for one in rankings}:
             raise InputError("--score", f"expected distinct names, found {name!r} twice")
-        scores = load_scores(file)
+        scores = respell(load_scores(file), query_ids, gallery_ids, where=file)
+        if scores.listed is not None:
+            scores = with_all_images(scores, gallery_ids)
         if rankings:
             scores = align(
                 scores, rankings[0].scores, where=file, reference_name=f"{rankings[0].name}'s file"
             )
         else:
-            ids = [query.query_id for query in retrieval.queries]
-            scores = reorder(scores, ids, where=file)
+            scores = reorder(scores, query_ids, where=file)
         found = None if retrieval.relevant is None else evaluate(scores, retrieval, where=file)
         rankings.append(NamedScores(name, scores, found))
     return rankings

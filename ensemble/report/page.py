@@ -1,10 +1,11 @@
 """Write an HTML report with metrics and ranked images, in one self-contained file.
 
 The file embeds thumbnails (base64 WebP), style and script, and makes no network requests. For
-selected queries, the page shows the ten best images of the first ``--score``, the main score file.
-Other score files add figures to the tables, lines to the curves, and a collapsed list of ten images
-per displayed query. ``--steps`` names score files in fusion order; the page then counts the queries
-that each step won and lost, and shows examples. ``--trials`` adds the weight sweep of the search.
+selected queries, the page shows the ten best listed images of the first ``--score``, the main score
+file. Other score files add figures to the tables, lines to the curves, and a collapsed list of ten
+images per displayed query. ``--steps`` names score files in fusion order; the page then counts the
+queries that each step won and lost, and shows examples. ``--trials`` adds the weight sweep of the
+search.
 
 Command line::
 
@@ -252,17 +253,18 @@ def _strips(
     rows: Sequence[int], rankings: Sequence[NamedScores], queries: dict[str, Query], album: Album
 ) -> list[Strip]:
     """Build the displayed queries, with thumbnails of their ranked lists."""
-    main, *others = rankings
+    main = rankings[0]
     shared = duplicate_top1(main.scores)[1]
-    places = range(1, min(TOP_IMAGES, len(main.scores.gallery_ids)) + 1)
+    listed = [one.scores.listed_counts().tolist() for one in rankings]
 
-    def ranked(one: NamedScores, row: int, **size: int) -> RankedList:
+    def ranked(number: int, row: int, **size: int) -> RankedList:
+        one, places = rankings[number], range(1, min(TOP_IMAGES, listed[number][row]) + 1)
         rank = None if one.evaluation is None else int(one.evaluation.metrics.best_rank[row])
         return RankedList(one.name, rank, album.ranked(one.scores, row, places, **size))
 
     strips = []
     for row in progress(rows, "creating thumbnails", "queries"):
-        found = ranked(main, row)
+        found = ranked(0, row)
         rank = 1 if found.rank is None else found.rank or UNLISTED
         tests = {
             "near": 1 < rank <= TOP_IMAGES,
@@ -277,7 +279,8 @@ def _strips(
         strips.append(Strip(query, _kind(query), failures, found, below, []))
     # The other lists come last, so that only images outside the main lists have small thumbnails.
     for i in progress(range(len(rows)), "creating small thumbnails", "queries"):
-        strips[i].others.extend(ranked(one, rows[i], side=SMALL_PX) for one in others)
+        others = range(1, len(rankings))
+        strips[i].others.extend(ranked(number, rows[i], side=SMALL_PX) for number in others)
     return strips
 
 
@@ -328,6 +331,8 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.queries < 1:
         raise InputError("--queries", f"expected at least 1, found {args.queries}")
+    if args.seed < 0:
+        raise InputError("--seed", f"must be at least 0, found {args.seed}")
     images, reading = args.image_folder, label_config(args).reading()
     retrieval = read_retrieval(
         args.annotation, image_folder=images, answers=args.answers, **reading
@@ -338,9 +343,9 @@ def main(argv: list[str] | None = None) -> None:
             todo="pass the folder of the images with --image_folder",
         )  # fmt: skip
     gallery = list_gallery(images) if retrieval.gallery is None else retrieval.gallery
-    rankings = read_inputs(args.score, retrieval)
-    check_steps(args.steps, rankings)
     names = sorted(image.gallery_id for image in gallery)
+    rankings = read_inputs(args.score, retrieval, names)
+    check_steps(args.steps, rankings)
     where = args.score[0].partition("=")[2]
     source = "the image folder" if retrieval.gallery is None else "the annotation"
     rows_in_order(rankings[0].scores.gallery_ids, names, where=where, order_name=source)

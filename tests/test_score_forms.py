@@ -413,3 +413,20 @@ def test_scores_decide_the_order_of_a_run(
     found = load_scores(saved(tmp_path, "q Q0 a 1 0.1 t\nq Q0 b 2 0.9 t\n", "r.run"))
     assert ranked_names(found.scores, found.gallery_ids, 2) == [["b", "a"]]
     assert "the rank column contradicts the scores (queries: 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("high", "low"), [(0.9999999987, 0.9999999721), (1e-50, 1e-60), (-1e-60, -1e-50), (0.0, -1e-60)]
+)
+def test_scores_that_only_float32_makes_equal_keep_their_order(
+    tmp_path: Path, high: float, low: float
+) -> None:
+    scores = {"bb": low, "zz": high, "aa": low, "mm": -2.0}
+    reranked = [{"image": name, "score": score} for name, score in scores.items()]
+    trec = "".join(f"q Q0 {name} 1 {score!r} t\n" for name, score in scores.items())
+    for text in (json.dumps([{"query_index": "q", "reranked": reranked}]), trec):
+        found = load_scores(saved(tmp_path, text, "r.json"), gallery_ids=[*scores, "a"])
+        assert ranked_names(found.scores, found.gallery_ids, 5) == [["zz", "aa", "bb", "mm", "a"]]
+        first = found.scores[0, found.gallery_ids.index("aa")]
+        assert first == found.scores[0, found.gallery_ids.index("bb")]  # equal in the file, too
+        assert found.scores[0, found.gallery_ids.index("zz")] == torch.tensor(high)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pab.core.errors import InputError
@@ -243,10 +245,28 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
 
 
 def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
-    """Convert the scores of a query to float32; reject NaN, +inf and overflow."""
+    """Convert the scores of a query to float32; reject NaN, +inf and overflow.
+
+    The order stays as in float64: a score that only float32 rounds to the next higher one becomes
+    the next float32 below it.
+    """
     result = torch.tensor(values, dtype=torch.float64).float()
+    if len(set(result.tolist())) < len(set(values)):
+        result = torch.from_numpy(_descending(np.array(values)))
     for value, name, given in zip(result.tolist(), names, values, strict=True):
         if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
             problem = f"expected finite scores, found {given} for image {name!r}"
             raise InputError(path, problem, item=item)
     return result
+
+
+def _descending(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Convert scores to float32; distinct scores stay distinct, in the same order."""
+    distinct, places = np.unique(values, return_inverse=True)  # ascending
+    with np.errstate(over="ignore"):  # the caller reports infinite scores
+        found = distinct.astype(np.float32)
+    for place in range(len(found) - 2, -1, -1):
+        if found[place] != -math.inf:
+            below = np.nextafter(found[place + 1], np.float32(-math.inf))
+            found[place] = min(found[place], below)
+    return found[places]

@@ -52,6 +52,7 @@ def test_a_gallery_folder_means_its_sorted_file_names(
 def test_id_lists(tmp_path: Path) -> None:
     path = saved(tmp_path, b"\xef\xbb\xbfb.jpg\r\na.jpg\r\n", "g.txt")
     assert read_gallery_ids(path) == ["b", "a"]
+    assert read_gallery_ids(saved(tmp_path, b"b.jpg\r\ra.jpg\r", "mac.txt")) == ["b", "a"]
     assert read_query_ids(path) == ["b.jpg", "a.jpg"]
     labelled = saved(tmp_path, '{"image": "a.jpg", "image_id": "i", "caption": ["x", "y"]}\n', "l")
     with pytest.raises(InputError, match="found other JSON"):
@@ -338,6 +339,8 @@ def test_files_of_other_forms_are_not_read_as_ranked_lists(tmp_path: Path) -> No
         ('{"query_index": "q", "topk_gallery": ["a"]}\n', "JSON"),
         ('[\n {"query_index": "q"}]\n', "JSON"),
         ("q Q0 a 1 0.5 tag\nq Q0 b 2 0.4 tag\n", "a TREC run"),
+        ("q Q0 a - 0.5\rq Q0 b - 0.4\r", "a TREC run"),
+        ("q 0 a 1 0.5\nr 0 b 2 0.4\n", "a TREC run"),
     ):
         with pytest.raises(InputError, match=f"found {form}"):
             read_ranked_list(saved(tmp_path, text, "l.txt"))

@@ -13,25 +13,24 @@ from typing import Any
 from pab.core.errors import Fault, InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
-from pab.core.text_files import read_text, utf8_text
+from pab.core.text_files import read_text
 from pab.data.annotations import read_retrieval
-from pab.data.json_lines import lines
 from pab.data.names import plain_names
 
 
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
     """Read unique ids, one per line, in file order.
 
-    Blank lines, byte-order marks and Windows line ends are ignored.
+    Blank lines and byte-order marks are ignored; line ends may be those of any system.
 
     Raises:
         InputError: the file is missing, unreadable, not text or empty, or repeats an id.
     """
     path = existing_file(path, what)
     first_seen: dict[str, int] = {}
-    for number, _, raw in lines(path):
-        name = utf8_text(raw, path, f"line {number}").strip()
-        if not name:  # only blanks that are not ASCII
+    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
+        name = line.strip()
+        if not name:
             continue
         if name in first_seen:
             problem = f"expected every id once, found {name!r} already on line {first_seen[name]}"

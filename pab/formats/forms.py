@@ -15,6 +15,7 @@ torch is imported only for matrices, so that commands on lists start quickly.
 
 from __future__ import annotations
 
+import io
 import tokenize
 import zipfile
 from collections.abc import Mapping
@@ -32,10 +33,11 @@ from pab.data.id_lists import id_texts
 from pab.data.json_lines import head_of, shortened
 from pab.data.tables import TABLE_ENDINGS
 from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix
-from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
+from pab.formats.runs import json_run, ranked_list, trec_run
 from pab.formats.tables import (
     bare_separator_of,
     decimal_lines,
+    is_trec_run,
     parquet_table,
     separator_of,
     text_table,
@@ -95,7 +97,7 @@ def _text_form(path: Path) -> Matrix | Listing:
         return json_run(text, path)
     is_table = path.suffix.lower() in TABLE_ENDINGS
     if not is_table:
-        if is_trec_run(start.split("\n", 1)[0]):
+        if is_trec_run(io.StringIO(start)):
             return trec_run(text, path)
         if decimal_lines(start):
             tabbed = "\n".join("\t".join(line.split()) for line in text.split("\n"))

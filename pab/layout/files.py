@@ -23,8 +23,7 @@ from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
 from pab.data.photos import PHOTO_FORMATS
 from pab.data.tables import SEPARATORS, TableColumns
-from pab.formats.runs import is_trec_run
-from pab.formats.tables import separator_of
+from pab.formats.tables import is_trec_run, separator_of
 from pab.layout.found import Found, blank_names, captioned_commands, count, counts_by_ending, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
@@ -161,9 +160,9 @@ def _lines(path: Path, head: str) -> Found:
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise _unknown(path, "blank lines")
-    if is_trec_run(lines[0]):
-        return describe_scores(path)
     whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last line may be truncated
+    if is_trec_run(whole):
+        return describe_scores(path)
     lengths = {len(line.split()) for line in whole}
     if lengths == {1}:
         ids = read_id_list(path)

@@ -22,7 +22,8 @@ from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats.forms import read_form
-from pab.ranking import ranked_names, write_ranked_list
+from pab.layout.files import archive_names
+from pab.ranking import ranked_names, read_ranked_list, write_ranked_list
 from pab.scores import ScoreFile, load_scores, main, save_scores
 from tests.scores import IDS, SCORES, read, saved
 
@@ -244,6 +245,16 @@ def test_zips_that_hold_no_list(tmp_path: Path, members: list[str]) -> None:
         read_form(tmp_path / "x.zip")
 
 
+def test_a_zip_with_a_damaged_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("é.txt", "a b\n")
+    raw = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(raw.replace("é".encode(), b"\xff\xfe"))
+    for reader in (read_form, read_ranked_list, archive_names):
+        with pytest.raises(InputError, match=r"x\.zip: (expected .*, found a|cannot be read)"):
+            reader(tmp_path / "x.zip")
+
+
 def test_a_name_with_a_blank_leaves_no_zip(tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", ScoreFile(SCORES, ["q1", "q2"], ["a", "b", "c d"]))
     with pytest.raises(InputError, match="'c d' cannot be written"):
@@ -333,8 +344,6 @@ def test_a_run_that_lacks_queries_is_not_fused(tmp_path: Path) -> None:
 
 def test_files_of_other_forms_are_not_read_as_ranked_lists(tmp_path: Path) -> None:
     """Words of a JSON file or of a TREC run must not pass as names of images."""
-    from pab.ranking import read_ranked_list
-
     for text, form in (
         ('{"query_index": "q", "topk_gallery": ["a"]}\n', "JSON"),
         ('[\n {"query_index": "q"}]\n', "JSON"),

@@ -11,7 +11,6 @@ import io
 import re
 from collections.abc import Iterable
 from functools import partial
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +94,13 @@ def is_trec_run(lines: Iterable[str]) -> bool:
         return False
     if first[1] != "0":
         return first[1].upper() == "Q0"
-    count = 0
-    for count, (_, zero, *rest) in enumerate(chain([first], rows), start=1):
+    found = [first, *rows]
+    for _, zero, *rest in found:
         if zero != "0" or len(rest) not in (3, 4) or number_of(rest[2]) is None:
             return False
         if _BLANKS.search(rest[-1]):
             return False
-    return count > 1 or not first[4].isdecimal()
+    return len(found) > 1 or not first[4].isdecimal()
 
 
 def number_of(cell: str) -> float | None:

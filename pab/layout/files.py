@@ -13,6 +13,7 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
+from pab.core.files import DAMAGED_ARCHIVE
 from pab.core.text_files import wide_encoding
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_id_list
@@ -108,7 +109,7 @@ def archive_names(path: Path) -> list[str]:
                 return packed.namelist()
         with tarfile.open(path) as archive:
             return [member.name for member in archive if member.isfile()]
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (*DAMAGED_ARCHIVE, tarfile.TarError) as error:
         raise InputError(path, f"cannot be read: {error}") from error
 
 

@@ -7,6 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
@@ -136,7 +137,7 @@ def id_text(value: Any, fault: Fault) -> str:
     """
     if isinstance(value, str):
         return str(value)
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if whole and not isinstance(value, bool):
         return str(int(value))
     raise fault(f"expected a list of strings or whole numbers as ids, found {value!r:.60}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from pab.core.tensor_files import release_pages
 from pab.data.id_lists import check_ids
 from pab.data.names import plain_names, respelt
 from pab.formats.contents import Listing, Matrix
+from pab.formats.forms import ids_of
 from pab.formats.score_file import (
     RECIPROCAL_RANKS,
     ScoreFile,
@@ -55,7 +56,10 @@ def to_score_file(
     """
     for remark in found.remarks:
         notice(path, remark)
-    given = _Given(query_ids, gallery_ids, id_flags)
+    given = _Given(
+        given_ids(query_ids, path, "query_ids"), given_ids(gallery_ids, path, "gallery_ids"),
+        id_flags,
+    )  # fmt: skip
     if isinstance(found, Listing):
         score_file = _of_listing(found, path, given)
     else:
@@ -64,6 +68,18 @@ def to_score_file(
     if score_file.scores.is_contiguous():
         release_pages(score_file.scores)  # the check has read all pages
     return score_file
+
+
+def given_ids(ids: Iterable[Any] | None, where: str | Path, name: str) -> list[str] | None:
+    """Convert ids that a caller passes, for instance as a NumPy array, to a list of strings.
+
+    Raises:
+        InputError: the ids are neither strings nor whole numbers; the message names ``where``.
+    """
+    if ids is None:
+        return None
+    is_plain = isinstance(ids, str) or hasattr(ids, "ndim")
+    return ids_of(ids if is_plain else list(ids), where, name)
 
 
 @dataclass(frozen=True)

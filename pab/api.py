@@ -131,7 +131,7 @@ def checked(scores: object, where: str = "scores") -> ScoreFile:
             a loaded score file.
     """
     if isinstance(scores, str | os.PathLike):
-        return load_scores(scores)
+        return load_scores(os.fspath(scores))
     if not isinstance(scores, ScoreFile):
         problem = f"expected a score file or its path, found {type(scores).__name__}"
         todo = "pass a matrix as ScoreFile(scores, query_ids, gallery_ids)"

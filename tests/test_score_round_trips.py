@@ -61,6 +61,12 @@ def test_id_lists(tmp_path: Path) -> None:
     array = saved(tmp_path, '["b.jpg", 7]', "ids.json")
     assert read_gallery_ids(array) == ["b", "7"]
     assert read_query_ids(array) == ["b.jpg", "7"]
+    for lines in (["[1] a", "b"], ["{b} c", "d"], ["[a]", "{}b"]):
+        path = saved(tmp_path, "".join(f"{one}\n" for one in lines), "lines.txt")
+        assert read_query_ids(path) == read_gallery_ids(path) == lines
+    for broken in ('[{"image": "a.jpg", "image', '{"image": "a.jpg", "image'):
+        with pytest.raises(InputError, match="broken JSON"):
+            read_query_ids(saved(tmp_path, broken, "l"))
     with pytest.raises(InputError, match="expected distinct ids, found 'a' twice"):
         read_query_ids(saved(tmp_path, '["a", "a"]', "ids.json"))
     with pytest.raises(InputError, match=r"found 'a\.jpg' and 'a\.png'"):

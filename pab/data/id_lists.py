@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
@@ -17,6 +18,9 @@ from pab.core.notices import notice
 from pab.core.text_files import read_text
 from pab.data.annotations import read_retrieval
 from pab.data.names import plain_names
+
+
+_OBJECTS = re.compile(rb"""\s*(\[\s*)?\{\s*("|\}|$)""")  # the start of an annotation
 
 
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
@@ -112,8 +116,19 @@ def read_gallery_ids(path: str | Path) -> list[str]:
 
 
 def _is_json(path: Path) -> bool:
+    """Return true if a file holds JSON objects or an array; ``[1] a`` and ``{b}`` are ids."""
     with path.open("rb") as handle:
-        return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+        head = handle.read(64).removeprefix(codecs.BOM_UTF8)
+    if _OBJECTS.match(head):
+        return True  # perhaps of JSON lines, or damaged: their reader reports that
+    if not head.lstrip().startswith(b"["):
+        return False
+    try:
+        json.loads(read_text(path, "a list of ids"))
+    except (ValueError, RecursionError):
+        notice(path, "is not a JSON array; read as one id per line")
+        return False
+    return True
 
 
 def _json_ids(path: Path) -> list[str] | None:

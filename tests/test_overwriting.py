@@ -86,7 +86,7 @@ def test_two_outputs_in_one_file_are_refused(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     for other in ("link/f", "real/../link/f", "real/./f"):
-        with pytest.raises(InputError, match="--output_file: .* is also --save_score"):
+        with pytest.raises(InputError, match=r"--output_file: .* is also --save_score"):
             check_outputs({"output_file": tmp_path / "real/f", "save_score": tmp_path / other})
     (tmp_path / "f").symlink_to("real/f")  # is replaced, not followed
     check_outputs({"output_file": tmp_path / "real/f", "save_score": tmp_path / "f"})

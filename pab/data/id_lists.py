@@ -19,7 +19,6 @@ from pab.core.text_files import read_text
 from pab.data.annotations import read_retrieval
 from pab.data.names import plain_names
 
-
 _OBJECTS = re.compile(rb"""\s*(\[\s*)?\{\s*("|\}|$)""")  # the start of an annotation
 
 

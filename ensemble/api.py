@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from ensemble.fuse import RECIPROCAL_RANK_K, aligned
+from ensemble.listed import ranked_file
 from ensemble.members import Member, Rule, check_members, load_members
 from ensemble.run import RunConfig, meta_of
 from ensemble.scaling import Scaling
@@ -13,6 +17,7 @@ from pab.api import checked
 from pab.core.config import load_config
 from pab.core.counts import counted
 from pab.core.errors import InputError
+from pab.formats.conversion import given_ids
 from pab.scores import ScoreFile
 
 
@@ -53,6 +58,8 @@ def fuse(
     settings = {"fusion": fusion, "scaling": scaling, "rank_k": rank_k}
     config = load_config(RunConfig, None, settings)
     config.check()
+    if isinstance(scores, ScoreFile | str | os.PathLike):
+        raise InputError("scores", "expected a list of score files, found a single one")
     count = len(scores)
     wanted = {"iterative": max(0, count - 1), "sum": count, "reciprocal_rank": 0}[fusion]
     if len(weights) != wanted:
@@ -61,17 +68,27 @@ def fuse(
             f"expected {wanted} for {counted(count, 'score file')} and {fusion} fusion, found "
             f"{len(weights)}",
         )
-    own = [1.0] * (count - wanted) + list(weights)
+    own = [1.0] * (count - wanted) + [_number(weight) for weight in weights]
+    lines = given_ids(query_ids, "fuse", "query_ids")
     members: list[Member] = []
     given: dict[str, ScoreFile] = {}
     for number, (one, weight) in enumerate(zip(scores, own, strict=True), start=1):
         name = f"score file {number}"
-        if isinstance(one, ScoreFile):
-            given[name] = one
+        if not isinstance(one, str | os.PathLike):
+            given[name] = checked(one, name)
         members.append(Member(name, name if name in given else str(one), weight))
     check_members(members, fusion)
-    loaded = {name: checked(one, name) for name, one in given.items()}
-    files = load_members(members, query_ids, loaded=loaded)
-    fused = aligned(members, files, query_ids, scaling=scaling, rule=fusion, rank_k=rank_k)
+    files = load_members(members, lines, loaded=given, id_flags=False)
+    fused = aligned(members, files, lines, scaling=scaling, rule=fusion, rank_k=rank_k)
     meta = meta_of(config, members, None, files, ())
-    return ScoreFile(fused.matrix(), fused.query_ids, fused.gallery_ids, meta)
+    ids, listed = (fused.query_ids, fused.gallery_ids), fused.listed_by_any
+    result = ranked_file(fused.matrix(), *ids, listed)
+    return replace(result, meta={**meta, **result.meta})
+
+
+def _number(weight: Any) -> float:
+    """Convert a weight, perhaps a number of NumPy or torch, to a float that any reader accepts."""
+    try:
+        return float(weight)
+    except (TypeError, ValueError) as error:
+        raise InputError("weights", f"expected numbers, found {weight!r}") from error

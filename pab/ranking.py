@@ -30,6 +30,7 @@ from pab.core.files import (
 from pab.core.notices import notice
 from pab.core.progress import progress
 from pab.core.text_files import read_text, text_of
+from pab.formats.tables import is_trec_run
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -258,13 +259,13 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
     else:
         text = read_text(path, _A_RANKED_LIST, todo=_NOT_SCORES)
     names: list[list[str]] = []
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+    for number, line in enumerate(io.StringIO(text), start=1):
         fault = partial(InputError, path, item=f"line {number}")
         found = line.split()
         if not found:
             raise fault("expected gallery names, found an empty line")
         if not names:
-            _check_is_list(path, found)
+            _check_is_list(path, text, found)
         elif len(found) != len(names[0]):
             wanted = counted(len(names[0]), "name")
             raise fault(f"expected {wanted} as in line 1, found {len(found)}")
@@ -277,12 +278,12 @@ def read_ranked_list(path: str | Path) -> list[list[str]]:
     return names
 
 
-def _check_is_list(path: Path, first: Sequence[str]) -> None:
+def _check_is_list(path: Path, text: str, first: Sequence[str]) -> None:
     """Reject a file in another format; its words would otherwise be read as names."""
     other = None
     if first[0].startswith(('{"', "[{")) or first[0] in ("{", "["):
         other = "JSON"
-    elif len(first) == 6 and first[1].upper() == "Q0":
+    elif is_trec_run(io.StringIO(text)) or (len(first) == 6 and first[1].upper() == "Q0"):
         other = "a TREC run"
     if other is not None:
         todo = "make the list with: python -m ensemble.run --beit3_score FILE --output_file LIST"

@@ -21,6 +21,7 @@ Command line::
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -273,6 +274,9 @@ def main(argv: list[str] | None = None) -> None:
     output.add_argument("--out", type=Path, required=True, help="score file to write")
     args = parser.parse_args(argv)
     if args.command == "merge":
+        twice = [path for path, count in Counter(args.files).items() if count > 1]
+        if twice:
+            raise InputError(twice[0], "expected every part once, found this file twice")
         merged = merge_parts({path: load_scores(path) for path in args.files})
         save_scores(args.out, merged)
         print(describe(args.out, Matrix("a score file", merged.scores), merged))

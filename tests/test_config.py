@@ -90,6 +90,19 @@ def test_flags_can_undo_what_yaml_sets(tmp_path: Path) -> None:
     assert config.names is None
 
 
+@pytest.mark.parametrize("word", ["none", "None", "null", "~", ""])
+def test_yaml_can_unset_what_a_flag_can(tmp_path: Path, word: str) -> None:
+    path = yaml_file(tmp_path, f"clip: {word}\nnames: {word}\nlog_dir: {word}\n")
+    config = load_config(Recipe, path, {})
+    assert (config.clip, config.names, config.log_dir) == (None, None, None)
+
+
+def test_yaml_merges_mappings(tmp_path: Path) -> None:
+    text = "<<: [&base {lr: 1, epochs: 2}, {<<: *base, share: 0.25}]\nepochs: 3\n"
+    config = load_config(Recipe, yaml_file(tmp_path, text), {})
+    assert (config.lr, config.epochs, config.share) == (1.0, 3, 0.25)
+
+
 def test_a_single_value_stands_for_a_list_of_one(tmp_path: Path) -> None:
     config = load_config(Recipe, yaml_file(tmp_path, "sizes: 3\nnames: 0..7\n"), {})
     assert (config.sizes, config.names) == ((3,), ("0..7",))
@@ -130,6 +143,15 @@ def test_yaml_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
         ("epoch: 3", "unknown setting 'epoch'; the closest setting is 'epochs'"),
         ("3: 3", "expected setting names, found the key 3"),
         ("lr: 1\nlr: 2", "key 'lr' is set twice"),
+        ("lr: 1\n'lr': 2", "key 'lr' is set twice"),
+        ("<<: {lr: 1}\n<<: {lr: 2}", "key '<<' is set twice"),
+        ("<<: {lr: 1, lr: 2}", "key 'lr' is set twice"),
+        ("<<: {epoch: 3}", "unknown setting 'epoch'"),
+        ("lr: 1\nnote: 2024-02-30", "day is out of range for month"),
+        ("lr: 1\nnote: 2024-02-30", "line 2"),
+        ("epochs: " + "1" * 5000, "expected YAML, found: Exceeds the limit"),
+        ("lr: " + "[" * 3000, "expected YAML, found: maximum recursion depth exceeded"),
+        ("epochs: none", "epochs: expected a valid integer, found 'none' (str)"),
         ("- lr", "expected a mapping of settings, found list"),
         ("lr: [", "expected YAML"),
         ("note: !!python/object/apply:os.getcwd []", "expected YAML"),

@@ -12,8 +12,11 @@ import sys
 import sysconfig
 import tomllib
 import venv
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from packaging.requirements import Requirement
@@ -94,11 +97,51 @@ def test_rank_refuses_invalid_inputs() -> None:
         (scores, ["a", "b", "a"], "'a'"),
         (scores / 0, ["a", "b", "c"], "row 0"),
         (scores_of(0), IMAGES, "a score file, which has its own ids"),
+        (scores.tolist(), ["a", "b", "c"], "expected a score file or its path, found list"),
+        (scores.bool().numpy(), ["a", "b", "c"], "expected a score file or its path, found ndarr"),
+        (scores, [0.5, 1.5, 2.5], "gallery_ids: expected a list of strings or whole numbers"),
     ):
         with pytest.raises(InputError, match=re.escape(found)):
             pab.rank(wrong, ids)
     with pytest.raises(InputError, match="top_k: must be at least 1, found 0"):
         pab.rank(scores_of(0), top_k=0)
+
+
+def test_arrays_and_numbers_are_accepted(tmp_path: Path) -> None:
+    file = scores_of(0)
+    expected = pab.rank(file)
+    learned = replace(file, scores=file.scores.clone().requires_grad_())
+    assert pab.rank(learned) == expected
+    for kind in (np.float32, np.float64, ">f4"):
+        assert pab.rank(file.scores.numpy().astype(kind)[::-1], np.array(IMAGES)) == expected[::-1]
+    labels = dict(zip(QUERIES, IMAGES, strict=False))
+    total = pab.evaluate(file, labels).summary()
+    assert pab.evaluate(learned, {one: np.array([name]) for one, name in labels.items()}
+                        ).summary() == total  # fmt: skip
+    numbered = replace(file, query_ids=[str(n) for n in range(len(QUERIES))])
+    by_number = {np.int64(n) if n else n: labels[one] for n, one in enumerate(QUERIES)}
+    assert pab.evaluate(numbered, by_number).summary() == total
+    torch.save(file.scores, tmp_path / "bare.pt")
+    ids = {"query_ids": np.array(QUERIES), "gallery_ids": np.array(IMAGES)}
+    assert load_scores(tmp_path / "bare.pt", **ids).query_ids == QUERIES
+    assert load_scores(tmp_path / "bare.pt", **{**ids, "query_ids": range(10)}).query_ids[0] == "0"
+    fused = pab.fuse([file, learned], np.array([0.5]), query_ids=np.array(QUERIES[::-1]))
+    assert torch.equal(fused.scores, pab.fuse([file, file], [0.5]).scores.flip(0))
+    save_scores(tmp_path / "fused.pt", fused)
+    torch.load(tmp_path / "fused.pt", weights_only=True)
+
+
+@pytest.mark.parametrize(
+    ("labels", "found"),
+    [
+        ({"0": "a", 0: "b"}, "query 0: expected every query once"),
+        ({"0": None}, "query '0': expected a list of strings or whole numbers as ids, found None"),
+        ({0.5: "a"}, "query 0.5: expected a list of strings or whole numbers as ids, found 0.5"),
+    ],
+)
+def test_invalid_labels_are_refused(labels: Any, found: str) -> None:
+    with pytest.raises(InputError, match=re.escape(f"annotation, {found}")):
+        pab.evaluate(scores_of(0), labels)
 
 
 def test_fuse_is_the_published_rule_and_aligns_rows_by_id(tmp_path: Path) -> None:
@@ -147,6 +190,9 @@ def test_fuse_refuses_invalid_inputs(tmp_path: Path) -> None:
         ([one, unsorted], {"weights": [0.5]}, "score file 2, gallery_ids: expected sorted ids"),
         ([one, elsewhere], {"weights": [0.5]}, "score file 2"),
         ([one, tmp_path / "none.pt"], {"weights": [0.5]}, "none.pt"),
+        ([one, one.scores.numpy()], {"weights": [0.5]}, "score file 2: expected a score file or"),
+        ([one, other], {"weights": ["x"]}, "weights: expected numbers, found 'x'"),
+        (one, {}, "scores: expected a list of score files, found a single one"),
     ):
         with pytest.raises(InputError, match=re.escape(found)):
             pab.fuse(files, **options)

@@ -11,7 +11,7 @@ from ensemble.report.page import main as report
 from lhp.infer import main as lhp_infer
 from pab.compare import main as compare
 from pab.core.errors import InputError
-from pab.core.outputs import check_inputs_are_kept
+from pab.core.outputs import check_inputs_are_kept, check_outputs
 from pab.evaluate import main as evaluate
 from pab.export_weights import main as export_weights
 from pab.scores import main as scores
@@ -97,6 +97,16 @@ def test_paths_are_found_in_settings(
     setting = texts.format(path) if isinstance(texts, str) else texts
     with pytest.raises(InputError, match=r"--out: .* is the file of --member"):
         check_inputs_are_kept({"out": str(path)}, {"--member": setting})
+
+
+def test_two_outputs_in_one_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    for other in ("link/f", "real/../link/f", "real/./f"):
+        with pytest.raises(InputError, match=r"--output_file: .* is also --save_score"):
+            check_outputs({"output_file": tmp_path / "real/f", "save_score": tmp_path / other})
+    (tmp_path / "f").symlink_to("real/f")  # is replaced, not followed
+    check_outputs({"output_file": tmp_path / "real/f", "save_score": tmp_path / "f"})
 
 
 def test_other_outputs_are_allowed(tmp_path: Path) -> None:

@@ -99,6 +99,13 @@ def test_parts_that_do_not_fit_are_refused(
     assert not (tmp_path / "out.pt").exists()
 
 
+def test_a_file_is_not_merged_twice(tmp_path: Path, refused: Callable[..., str]) -> None:
+    merge, first, *rest = written(tmp_path, part_file(1, 2), part_file(2, 2))
+    said = refused(main, [merge, first, first, *rest])
+    assert f"{first}: expected every part once, found this file twice" in said
+    assert not (tmp_path / "out.pt").exists()
+
+
 def test_a_part_is_not_overwritten(tmp_path: Path, refused: Callable[..., str]) -> None:
     words = written(tmp_path, part_file(1, 1))
     assert "would be overwritten" in refused(main, [*words[:-1], words[1]])

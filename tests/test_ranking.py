@@ -75,6 +75,9 @@ def test_list_round_trip(tmp_path: Path) -> None:
     write_ranked_list(tmp_path / "r.txt", names)
     assert (tmp_path / "r.txt").read_bytes() == "b ç\nç a\n".encode()
     assert read_ranked_list(tmp_path / "r.txt") == names
+    for end in ("\r\n", "\r"):
+        (tmp_path / "r.txt").write_bytes(f"b ç{end}ç a{end}".encode())
+        assert read_ranked_list(tmp_path / "r.txt") == names
 
 
 @pytest.mark.parametrize("name", ["two words", "", " a", "tab\tname", "a\n"])

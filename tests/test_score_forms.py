@@ -184,6 +184,7 @@ def test_images_scored_minus_infinity_are_not_listed(
         "a;b;c\nq1;0.5;0.25;1\n\nq2;2;-1;0",
         'id\ta\tb\tc\n"q1"\t0.5\t0.25\t1.0\nq2\t2\t-1\t0\n',
         "queries , b, c , a\nq1, 0.25, 1.0, 0.5\nq2, -1, 0, 2\n",
+        "query,a,b,c\rq1,0.5,0.25,1\rq2,2,-1,0\r",
     ],
 )
 @pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.txt", "t"])
@@ -231,6 +232,9 @@ def test_a_table_of_numbers_alone_has_no_ids(tmp_path: Path) -> None:
         ("query,a,b\nq1,0.5,1\nq1,1,1\n", "query_ids: expected distinct ids, found 'q1' twice"),
         ("query,a,b\n", "expected rows of scores below the header, found none"),
         ("", "found an empty file"),
+        ("query,a,b\nq1," + "0" * 140_000 + ",1\n", "line 2: expected a table, found field larger"),
+        ("q" * 140_000 + ",a,b\nq1,0.5,1\n", "line 1: expected a table, found field larger"),
+        ("0" * 140_000 + ",1\n", "line 1: expected a table, found field larger"),
         ("\xff", "expected a number|expected rows"),
     ],
 )
@@ -295,6 +299,9 @@ BELOW = [torch.nextafter(torch.tensor(x), torch.tensor(-INF)).item() for x in (0
         "q1\tq0\tc.jpg\t1\t1e0\ta tag of words\r\nq1 Q0 a.jpg 2 .5 t\r\n\r\n"
         "q2 Q0 a.jpg 0 2 t\r\nq2 Q0 c.jpg 1 0 t\r\n",
         "q2 Q0 c 2 0 tag\nq1 Q0 a 2 0.5 tag\nq2 Q0 a 1 2 tag\nq1 Q0 c 1 1.0 tag\n",
+        "q1 Q0 c 1 1.0\nq1 Q0 a 2 0.5\nq2 Q0 a 1 2\nq2 Q0 c 2 0\n",
+        "q1 0 c 1 1.0 tag\nq1 0 a 2 0.5\nq2 0 a 1 2 tag\nq2 0 c 2 0\n",
+        "q1 Q0 c 1.0 1.0 tag\rq1 Q0 a - 0.5 tag\rq2 Q0 a -1 2 tag\rq2 Q0 c 2 0 tag\r",
         "".join(
             json.dumps({"query_index": q, "topk_gallery": list(d), "topk_scores": list(d.values())})
             + "\n"
@@ -407,9 +414,39 @@ def test_invalid_trec_lines_are_refused(tmp_path: Path, text: str, message: str)
         load_scores(saved(tmp_path, text, "r.trec"))
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "7 0 12 3 5\n", "7 0 12 3 5 9\n", "7 0 12 3 5 9\n12 7 0 3 5 9\n",
+        "7 0 12 3 5 9 8\n0 7 12 3 5 9 8\n", "7 0 12 3 5 9 8\n3 0 12 7 5 9 8\n", "7 Q0 12 3\n",
+    ],
+)  # fmt: skip
+def test_lists_of_numbers_are_not_trec_runs(tmp_path: Path, text: str) -> None:
+    found = read_form(saved(tmp_path, text, "l.txt"))
+    assert isinstance(found, Listing)
+    assert found.names == [line.split() for line in text.splitlines()]
+
+
 def test_scores_decide_the_order_of_a_run(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = load_scores(saved(tmp_path, "q Q0 a 1 0.1 t\nq Q0 b 2 0.9 t\n", "r.run"))
     assert ranked_names(found.scores, found.gallery_ids, 2) == [["b", "a"]]
     assert "the rank column contradicts the scores (queries: 1)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("high", "low"), [(0.9999999987, 0.9999999721), (1e-50, 1e-60), (-1e-60, -1e-50), (0.0, -1e-60)]
+)
+def test_scores_that_only_float32_makes_equal_keep_their_order(
+    tmp_path: Path, high: float, low: float
+) -> None:
+    scores = {"bb": low, "zz": high, "aa": low, "mm": -2.0}
+    reranked = [{"image": name, "score": score} for name, score in scores.items()]
+    trec = "".join(f"q Q0 {name} 1 {score!r} t\n" for name, score in scores.items())
+    for text in (json.dumps([{"query_index": "q", "reranked": reranked}]), trec):
+        found = load_scores(saved(tmp_path, text, "r.json"), gallery_ids=[*scores, "a"])
+        assert ranked_names(found.scores, found.gallery_ids, 5) == [["zz", "aa", "bb", "mm", "a"]]
+        first = found.scores[0, found.gallery_ids.index("aa")]
+        assert first == found.scores[0, found.gallery_ids.index("bb")]  # equal in the file, too
+        assert found.scores[0, found.gallery_ids.index("zz")] == torch.tensor(high)

@@ -22,7 +22,8 @@ from pab.data.id_lists import read_gallery_ids, read_query_ids
 from pab.evaluate import main as evaluate
 from pab.formats import export as score_export
 from pab.formats.forms import read_form
-from pab.ranking import ranked_names, write_ranked_list
+from pab.layout.files import archive_names
+from pab.ranking import ranked_names, read_ranked_list, write_ranked_list
 from pab.scores import ScoreFile, load_scores, main, save_scores
 from tests.scores import IDS, SCORES, read, saved
 
@@ -52,6 +53,7 @@ def test_a_gallery_folder_means_its_sorted_file_names(
 def test_id_lists(tmp_path: Path) -> None:
     path = saved(tmp_path, b"\xef\xbb\xbfb.jpg\r\na.jpg\r\n", "g.txt")
     assert read_gallery_ids(path) == ["b", "a"]
+    assert read_gallery_ids(saved(tmp_path, b"b.jpg\r\ra.jpg\r", "mac.txt")) == ["b", "a"]
     assert read_query_ids(path) == ["b.jpg", "a.jpg"]
     labelled = saved(tmp_path, '{"image": "a.jpg", "image_id": "i", "caption": ["x", "y"]}\n', "l")
     with pytest.raises(InputError, match="found other JSON"):
@@ -59,6 +61,12 @@ def test_id_lists(tmp_path: Path) -> None:
     array = saved(tmp_path, '["b.jpg", 7]', "ids.json")
     assert read_gallery_ids(array) == ["b", "7"]
     assert read_query_ids(array) == ["b.jpg", "7"]
+    for lines in (["[1] a", "b"], ["{b} c", "d"], ["[a]", "{}b"]):
+        path = saved(tmp_path, "".join(f"{one}\n" for one in lines), "lines.txt")
+        assert read_query_ids(path) == read_gallery_ids(path) == lines
+    for broken in ('[{"image": "a.jpg", "image', '{"image": "a.jpg", "image'):
+        with pytest.raises(InputError, match="broken JSON"):
+            read_query_ids(saved(tmp_path, broken, "l"))
     with pytest.raises(InputError, match="expected distinct ids, found 'a' twice"):
         read_query_ids(saved(tmp_path, '["a", "a"]', "ids.json"))
     with pytest.raises(InputError, match=r"found 'a\.jpg' and 'a\.png'"):
@@ -243,6 +251,16 @@ def test_zips_that_hold_no_list(tmp_path: Path, members: list[str]) -> None:
         read_form(tmp_path / "x.zip")
 
 
+def test_a_zip_with_a_damaged_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+        archive.writestr("é.txt", "a b\n")
+    raw = (tmp_path / "x.zip").read_bytes()
+    (tmp_path / "x.zip").write_bytes(raw.replace("é".encode(), b"\xff\xfe"))
+    for reader in (read_form, read_ranked_list, archive_names):
+        with pytest.raises(InputError, match=r"x\.zip: (expected .*, found a|cannot be read)"):
+            reader(tmp_path / "x.zip")
+
+
 def test_a_name_with_a_blank_leaves_no_zip(tmp_path: Path) -> None:
     save_scores(tmp_path / "s.pt", ScoreFile(SCORES, ["q1", "q2"], ["a", "b", "c d"]))
     with pytest.raises(InputError, match="'c d' cannot be written"):
@@ -332,12 +350,12 @@ def test_a_run_that_lacks_queries_is_not_fused(tmp_path: Path) -> None:
 
 def test_files_of_other_forms_are_not_read_as_ranked_lists(tmp_path: Path) -> None:
     """Words of a JSON file or of a TREC run must not pass as names of images."""
-    from pab.ranking import read_ranked_list
-
     for text, form in (
         ('{"query_index": "q", "topk_gallery": ["a"]}\n', "JSON"),
         ('[\n {"query_index": "q"}]\n', "JSON"),
         ("q Q0 a 1 0.5 tag\nq Q0 b 2 0.4 tag\n", "a TREC run"),
+        ("q Q0 a - 0.5\rq Q0 b - 0.4\r", "a TREC run"),
+        ("q 0 a 1 0.5\nr 0 b 2 0.4\n", "a TREC run"),
     ):
         with pytest.raises(InputError, match=f"found {form}"):
             read_ranked_list(saved(tmp_path, text, "l.txt"))

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 
+import pab
 from pab.core.errors import InputError
 from pab.core.tensor_files import read_tensors, release_pages, write_tensors
 from pab.formats.score_file import float32_columns
@@ -77,6 +78,9 @@ def test_released_pages_of_a_file_are_read_again(tmp_path: Path) -> None:
     assert torch.equal(mapped, matrix)
     release_pages(matrix)  # kept, because it is not mapped from a file
     assert torch.equal(mapped, matrix)
+    mapped[-1, -1] = 2.0
+    release_pages(mapped)  # kept, because the file does not contain the change
+    assert mapped[-1, -1] == 2.0
 
 
 def resident(name: str) -> int:
@@ -178,6 +182,24 @@ def test_non_finite_scores_are_neither_saved_nor_loaded(
     torch.save(raw(scores, scores=matrix), tmp_path / "s.pt")
     with pytest.raises(InputError, match="query 'q3'"):
         load_scores(tmp_path / "s.pt")
+
+
+def test_changes_in_place_are_noticed(scores: ScoreFile, tmp_path: Path) -> None:
+    save_scores(tmp_path / "s.pt", scores)
+    found = load_scores(tmp_path / "s.pt")
+    low, high = found.bounds
+    found.scores.mul_(10)
+    assert found.bounds == (pytest.approx(10 * low), pytest.approx(10 * high))
+    found.scores[0, 0] = float("nan")
+    for use in (lambda: save_scores(tmp_path / "x.pt", found), lambda: pab.rank(found),
+                lambda: pab.fuse([found, scores], [0.5])):  # fmt: skip
+        with pytest.raises(InputError, match="query 'q2': expected finite scores, found nan"):
+            use()
+    with torch.inference_mode():  # such tensors do not count their changes
+        untracked = replace(scores, scores=scores.scores.clone())
+        assert untracked.bounds == (low, high)
+        untracked.scores.mul_(10)
+    assert untracked.bounds == (pytest.approx(10 * low), pytest.approx(10 * high))
 
 
 def test_the_error_for_a_bare_tensor_names_the_import_command(tmp_path: Path) -> None:

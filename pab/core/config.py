@@ -3,9 +3,10 @@
 The type of a field defines its values: ``str``, ``int``, ``float``, ``bool``, ``Literal[...]`` of
 strings, ``int | Literal[...]`` (bounds apply to the number), ``tuple[X, X]`` or ``tuple[X, ...]``,
 and any of these ``| None``. A single value for a ``tuple[X, ...]`` becomes a tuple of one; integers
-for a ``tuple[str, ...]`` become strings. :func:`flag` adds the help text, the group and the bounds.
-Pydantic validates the given values strictly: 3 is a valid float, but "3" and True are not valid
-integers. A config may define ``check()``, which raises if settings contradict one another.
+for a ``tuple[str, ...]`` become strings. The word ``none`` unsets an optional field, in YAML and in
+flags. :func:`flag` adds the help text, the group and the bounds. Pydantic validates the given
+values strictly: 3 is a valid float, but "3" and True are not valid integers. A config may define
+``check()``, which raises if settings contradict one another.
 """
 
 from __future__ import annotations
@@ -63,16 +64,25 @@ advanced_flag = partial(flag, group="advanced")
 
 
 class _UniqueKeyLoader(yaml.SafeLoader):
-    """Safe YAML loader that rejects duplicate keys."""
+    """Safe YAML loader that rejects duplicate keys, and names the line of an invalid value."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys: list[Any] = []
-        for key_node, _ in node.value:
-            keys.append(self.construct_object(key_node, deep=True))
-            if keys.count(keys[-1]) > 1:
-                twice = f"key {keys[-1]!r} is set twice"
-                raise yaml.constructor.ConstructorError(None, None, twice, key_node.start_mark)
-        return super().construct_mapping(node, deep)
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        keys = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if (key.tag, key.value) in keys:
+                twice = f"key {key.value!r} is set twice"
+                raise yaml.constructor.ConstructorError(None, None, twice, key.start_mark)
+            keys.add((key.tag, key.value))
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # an impossible date, or an integer beyond Python's limits
+            raise yaml.constructor.ConstructorError(
+                None, None, str(error), node.start_mark
+            ) from error
 
 
 def load_config(cls: type[T], yaml_path: str | Path | None, overrides: Mapping[str, Any]) -> T:
@@ -211,7 +221,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         # The loader is a SafeLoader: it builds only plain values.
         loaded = yaml.load(path.read_text(encoding="utf-8"), Loader=_UniqueKeyLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(path, f"expected YAML, found: {error}") from error
     loaded = {} if loaded is None else loaded  # an empty file, or only comments
     if not isinstance(loaded, dict):
@@ -235,7 +245,7 @@ def _validator(cls: type[DataclassInstance]) -> TypeAdapter[dict[str, Any]]:
             row: Any = Annotated[_strict(number), Field(**bounds)] | words
         else:
             row = Annotated[_strict(kind), Field(**bounds)]
-        rows[field.name] = row | None if optional else row
+        rows[field.name] = Annotated[row | None, BeforeValidator(_unset)] if optional else row
     make: Any = TypedDict
     table = make(cls.__name__, rows, total=False)
     table.__pydantic_config__ = ConfigDict(extra="forbid")
@@ -251,6 +261,11 @@ def _facts(cls: type, name: str) -> dict[str, Any]:
             facts.setdefault("group", getattr(base, "flag_group", "advanced"))
             facts |= fields[name].metadata
     return facts
+
+
+def _unset(value: Any) -> Any:
+    """Convert the word ``none``, which also unsets a flag, to None."""
+    return None if isinstance(value, str) and value.lower() == "none" else value
 
 
 def _number(value: Any) -> Any:

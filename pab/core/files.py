@@ -20,9 +20,10 @@ from pab.core.progress import Progress
 BLOCK = 2**20  # bytes read at a time
 
 # Exceptions of zipfile and its three decompressors for a zip file that is damaged, encrypted or
-# compressed in an unknown way.
+# compressed in an unknown way, or whose names are damaged.
 DAMAGED_ARCHIVE = (
     zipfile.BadZipFile, zlib.error, lzma.LZMAError, OSError, EOFError, RuntimeError, LookupError,
+    UnicodeDecodeError,
 )  # fmt: skip
 
 # Limits against small files that unpack to fill the memory (deflate shrinks zeros 1,000-fold).

@@ -46,7 +46,10 @@ def check_outputs(outputs: Mapping[str, str | Path | None], *, omit: str = NONE_
         problem = cannot_be_written(Path(value))
         if problem is not None:
             raise InputError(f"--{name}", f"{value} {problem}", todo=omit.format(name))
-        other = seen.setdefault(Path(value).absolute(), name)
+        path = Path(value)
+        # A link to a file would be replaced, not followed; only links to folders matter.
+        target = Path(os.path.realpath(path.parent), path.name)
+        other = seen.setdefault(target, name)
         if other != name:
             raise InputError(
                 f"--{other}", f"{value} is also --{name}", todo="use two different files"

@@ -33,6 +33,13 @@ _UNREADABLE = (
 # below would remove them while another thread is reading.
 _ONE_READER = threading.Lock()
 
+# Mapping in /proc/self/smaps: a line with its addresses, then lines such as "Anonymous:  0 kB".
+_MAPPING = re.compile(
+    r"^(?P<first>[0-9a-f]+)-(?P<last>[0-9a-f]+) \S+ \S+ \S+ (?P<inode>\d+).*\n"
+    r"(?P<facts>(?:[A-Z]\w+:.*\n)+)", re.MULTILINE,
+)  # fmt: skip
+_CHANGED = re.compile(r"^(?:Anonymous|Swap): +[1-9]", re.MULTILINE)  # private copies of pages
+
 SAVE_ALONE = "it was not loaded, because it could run code; save only the tensors"
 
 
@@ -113,20 +120,20 @@ def release_pages(tensor: Tensor) -> None:
     """Release the memory pages of a tensor mapped from a file; they are read again on use.
 
     A pass over large files then needs memory only for its current part. Tensors in memory are not
-    affected. Nothing happens on systems other than Linux, which do not list their mappings.
+    affected, and neither are tensors that were changed in place: their changes exist only in
+    memory. Nothing happens on systems other than Linux, which do not list their mappings.
 
     Args:
-        tensor: contiguous and never written to; changes would be lost.
+        tensor: a contiguous tensor.
     """
-    mappings = Path("/proc/self/maps")
+    mappings = Path("/proc/self/smaps")
     if not mappings.exists() or tensor.numel() == 0:
         return
     start, stop = tensor.data_ptr(), tensor.data_ptr() + tensor.nbytes
-    for line in mappings.read_text(encoding="utf-8", errors="replace").splitlines():
-        span, *_, inode = line.split(maxsplit=5)[:5]
-        first, last = (int(address, 16) for address in span.split("-"))
-        if first <= start and stop <= last:
-            if inode != "0":  # mapped from a file; releasing other memory would erase it
+    for found in _MAPPING.finditer(mappings.read_text(encoding="utf-8", errors="replace")):
+        if int(found["first"], 16) <= start and stop <= int(found["last"], 16):
+            # Releasing memory that is not mapped from a file, or was changed, would erase it.
+            if found["inode"] != "0" and not _CHANGED.search(found["facts"]):
                 start = -(-start // memory_map.PAGESIZE) * memory_map.PAGESIZE
                 length = ctypes.c_size_t(max(0, stop - start))
                 # A failure is harmless: pages that cannot be released, such as locked ones, stay.

@@ -26,7 +26,7 @@ def wide_encoding(raw: bytes) -> str | None:
 
 
 def read_text(path: str | Path, what: str, *, todo: str | None = None) -> str:
-    """Read a text file without its byte-order mark.
+    """Read a text file without its byte-order mark; all line ends become ``\\n``.
 
     UTF-16 and UTF-32 are accepted, with a notice, if the file starts with their byte-order mark:
     Windows shells write UTF-16 when output is redirected.
@@ -48,14 +48,14 @@ def read_text(path: str | Path, what: str, *, todo: str | None = None) -> str:
 
 
 def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
-    """Decode the bytes of a text file; see :func:`read_text`.
+    """Decode the bytes of a text file, and convert its line ends; see :func:`read_text`.
 
     Raises:
         InputError: the bytes are in none of the encodings.
     """
     encoding = wide_encoding(raw)
     if encoding is None:
-        return utf8_text(raw, path, todo=todo).lstrip(MARK)
+        return _plain(utf8_text(raw, path, todo=todo))
     try:
         text = raw.decode(encoding)
     except UnicodeError as error:
@@ -63,7 +63,12 @@ def text_of(raw: bytes, path: str | Path, *, todo: str | None = None) -> str:
         todo = todo or SAVE_AS_UTF8
         raise InputError(path, f"expected UTF-8 text, {problem}", todo=todo) from error
     notice(path, f"is read as {encoding}, because of its byte-order mark")
-    return text.lstrip(MARK)
+    return _plain(text)
+
+
+def _plain(text: str) -> str:
+    """Remove byte-order marks, and convert the line ends of Windows and of the classic Mac."""
+    return text.lstrip(MARK).replace("\r\n", "\n").replace("\r", "\n")
 
 
 def utf8_text(

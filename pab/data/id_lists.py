@@ -4,34 +4,37 @@ from __future__ import annotations
 
 import codecs
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from functools import partial
+from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 from pab.core.errors import Fault, InputError
 from pab.core.files import existing_file
 from pab.core.notices import notice
-from pab.core.text_files import read_text, utf8_text
+from pab.core.text_files import read_text
 from pab.data.annotations import read_retrieval
-from pab.data.json_lines import lines
 from pab.data.names import plain_names
+
+_OBJECTS = re.compile(rb"""\s*(\[\s*)?\{\s*("|\}|$)""")  # the start of an annotation
 
 
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:
     """Read unique ids, one per line, in file order.
 
-    Blank lines, byte-order marks and Windows line ends are ignored.
+    Blank lines and byte-order marks are ignored; line ends may be those of any system.
 
     Raises:
         InputError: the file is missing, unreadable, not text or empty, or repeats an id.
     """
     path = existing_file(path, what)
     first_seen: dict[str, int] = {}
-    for number, _, raw in lines(path):
-        name = utf8_text(raw, path, f"line {number}").strip()
-        if not name:  # only blanks that are not ASCII
+    for number, line in enumerate(read_text(path, what).split("\n"), start=1):
+        name = line.strip()
+        if not name:
             continue
         if name in first_seen:
             problem = f"expected every id once, found {name!r} already on line {first_seen[name]}"
@@ -112,8 +115,19 @@ def read_gallery_ids(path: str | Path) -> list[str]:
 
 
 def _is_json(path: Path) -> bool:
+    """Return true if a file holds JSON objects or an array; ``[1] a`` and ``{b}`` are ids."""
     with path.open("rb") as handle:
-        return handle.read(64).removeprefix(codecs.BOM_UTF8).lstrip()[:1] in (b"{", b"[")
+        head = handle.read(64).removeprefix(codecs.BOM_UTF8)
+    if _OBJECTS.match(head):
+        return True  # perhaps of JSON lines, or damaged: their reader reports that
+    if not head.lstrip().startswith(b"["):
+        return False
+    try:
+        json.loads(read_text(path, "a list of ids"))
+    except (ValueError, RecursionError):
+        notice(path, "is not a JSON array; read as one id per line")
+        return False
+    return True
 
 
 def _json_ids(path: Path) -> list[str] | None:
@@ -137,7 +151,7 @@ def id_text(value: Any, fault: Fault) -> str:
     """
     if isinstance(value, str):
         return str(value)
-    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    whole = isinstance(value, Integral) or (isinstance(value, float) and value.is_integer())
     if whole and not isinstance(value, bool):
         return str(int(value))
     raise fault(f"expected a list of strings or whole numbers as ids, found {value!r:.60}")

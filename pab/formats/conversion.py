@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pab.core.errors import InputError
@@ -18,6 +20,7 @@ from pab.core.tensor_files import release_pages
 from pab.data.id_lists import check_ids
 from pab.data.names import plain_names, respelt
 from pab.formats.contents import Listing, Matrix
+from pab.formats.forms import ids_of
 from pab.formats.score_file import (
     RECIPROCAL_RANKS,
     ScoreFile,
@@ -53,7 +56,10 @@ def to_score_file(
     """
     for remark in found.remarks:
         notice(path, remark)
-    given = _Given(query_ids, gallery_ids, id_flags)
+    given = _Given(
+        given_ids(query_ids, path, "query_ids"), given_ids(gallery_ids, path, "gallery_ids"),
+        id_flags,
+    )  # fmt: skip
     if isinstance(found, Listing):
         score_file = _of_listing(found, path, given)
     else:
@@ -62,6 +68,18 @@ def to_score_file(
     if score_file.scores.is_contiguous():
         release_pages(score_file.scores)  # the check has read all pages
     return score_file
+
+
+def given_ids(ids: Iterable[Any] | None, where: str | Path, name: str) -> list[str] | None:
+    """Convert ids that a caller passes, for instance as a NumPy array, to a list of strings.
+
+    Raises:
+        InputError: the ids are neither strings nor whole numbers; the message names ``where``.
+    """
+    if ids is None:
+        return None
+    is_plain = isinstance(ids, str) or hasattr(ids, "ndim")
+    return ids_of(ids if is_plain else list(ids), where, name)
 
 
 @dataclass(frozen=True)
@@ -243,10 +261,28 @@ def _query_ids_of(found: Listing, path: str | Path, given: _Given) -> list[str]:
 
 
 def _finite(values: list[float], names: list[str], path: str | Path, item: str) -> Tensor:
-    """Convert the scores of a query to float32; reject NaN, +inf and overflow."""
+    """Convert the scores of a query to float32; reject NaN, +inf and overflow.
+
+    The order stays as in float64: a score that only float32 rounds to the next higher one becomes
+    the next float32 below it.
+    """
     result = torch.tensor(values, dtype=torch.float64).float()
+    if len(set(result.tolist())) < len(set(values)):
+        result = torch.from_numpy(_descending(np.array(values)))
     for value, name, given in zip(result.tolist(), names, values, strict=True):
         if math.isnan(value) or value == math.inf or (value == -math.inf and given != value):
             problem = f"expected finite scores, found {given} for image {name!r}"
             raise InputError(path, problem, item=item)
     return result
+
+
+def _descending(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Convert scores to float32; distinct scores stay distinct, in the same order."""
+    distinct, places = np.unique(values, return_inverse=True)  # ascending
+    with np.errstate(over="ignore"):  # the caller reports infinite scores
+        found = distinct.astype(np.float32)
+    for place in range(len(found) - 2, -1, -1):
+        if found[place] != -math.inf:
+            below = np.nextafter(found[place + 1], np.float32(-math.inf))
+            found[place] = min(found[place], below)
+    return found[places]

@@ -15,6 +15,7 @@ torch is imported only for matrices, so that commands on lists start quickly.
 
 from __future__ import annotations
 
+import io
 import tokenize
 import zipfile
 from collections.abc import Mapping
@@ -32,10 +33,11 @@ from pab.data.id_lists import id_texts
 from pab.data.json_lines import head_of, shortened
 from pab.data.tables import TABLE_ENDINGS
 from pab.formats.contents import GALLERY_ID_KEYS, QUERY_ID_KEYS, Listing, Matrix
-from pab.formats.runs import is_trec_run, json_run, ranked_list, trec_run
+from pab.formats.runs import json_run, ranked_list, trec_run
 from pab.formats.tables import (
     bare_separator_of,
     decimal_lines,
+    is_trec_run,
     parquet_table,
     separator_of,
     text_table,
@@ -95,7 +97,7 @@ def _text_form(path: Path) -> Matrix | Listing:
         return json_run(text, path)
     is_table = path.suffix.lower() in TABLE_ENDINGS
     if not is_table:
-        if is_trec_run(start.split("\n", 1)[0]):
+        if is_trec_run(io.StringIO(start)):
             return trec_run(text, path)
         if decimal_lines(start):
             tabbed = "\n".join("\t".join(line.split()) for line in text.split("\n"))
@@ -167,7 +169,7 @@ def _own_form(content: dict[Any, Any], path: Path) -> Matrix:
     meta = content["meta"]
     if not isinstance(meta, dict) or any(not isinstance(key, str) for key in meta):
         raise InputError(path, "expected a dict with string keys", item="meta")
-    query_ids, gallery_ids = (_ids(content[name], path, name) for name in KEYS[1:3])
+    query_ids, gallery_ids = (ids_of(content[name], path, name) for name in KEYS[1:3])
     scores, remarks = matrix_of(content["scores"], path, "scores"), _ignored(content, KEYS)
     return Matrix("a score file", scores, query_ids, gallery_ids, meta, own=True, remarks=remarks)
 
@@ -185,7 +187,7 @@ def _of_dict(content: dict[Any, Any], path: Path, with_ids: str, without: str) -
     ids: list[list[str] | None] = []
     for keys in (QUERY_ID_KEYS, GALLERY_ID_KEYS):
         key = next((key for key in keys if key in content), None)
-        ids.append(None if key is None else _ids(content[key], path, key))
+        ids.append(None if key is None else ids_of(content[key], path, key))
         used.add(key)
     scores = matrix_of(content[matrices[0]], path, str(matrices[0]))
     meta = content.get("meta")
@@ -202,7 +204,12 @@ def _ignored(content: Mapping[Any, Any], used: Any) -> tuple[str, ...]:
     return (f"ignored keys: {rest}",) if rest else ()
 
 
-def _ids(values: Any, path: Path, name: str) -> list[str]:
+def ids_of(values: Any, path: str | Path, name: str) -> list[str]:
+    """Convert a list, an array or a tensor of ids to a list of strings.
+
+    Raises:
+        InputError: the ids are of another kind; the message names ``path`` and ``name``.
+    """
     fault = partial(InputError, path, item=name)
     if type(values) is list and set(map(type, values)) == {str}:
         return values  # common case: return the list without copying

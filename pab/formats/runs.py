@@ -1,7 +1,8 @@
 """Read forms that list images per query: TREC runs, ranx runs, JSON rankings, ranked lists.
 
 ==================  ==============================================================================
-TREC run            ``query Q0 image rank score tag`` per line; ranked by score, as in trec_eval
+TREC run            ``query Q0 image rank score tag`` per line; ranked by score, as in trec_eval;
+                    ``0`` may replace ``Q0``, and the tag may be missing
 ranx run            ``{query: {image: score}}``
 rankings by query   ``{query: [image, ...]}``, best first
 rankings            ``{"query_index", "topk_gallery": [image, ...]}`` per record, best first;
@@ -16,7 +17,6 @@ Records are JSON lines or one JSON array. In JSON, ids may be whole numbers.
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,14 +31,12 @@ from pab.core.progress import progress
 from pab.data.id_lists import id_text, id_texts
 from pab.data.json_lines import OBJECT, Twice, found_twice, kind, shortened
 from pab.formats.contents import QUERY_ID_KEYS, Listing
-from pab.formats.tables import number_of
+from pab.formats.tables import TREC_FIELDS, number_of, trec_fields
 from pab.ranking import read_ranked_list
 
-TREC_FIELDS = 6
 _LIST_KEYS = ("topk_gallery", "reranked", "ranking", "results")
 _SCORE_KEYS = ("topk_scores", "scores")
 _IMAGE_KEYS = ("image", "gallery", "gallery_id", "image_id", "name")
-_BLANKS = re.compile(r"[ \t]+")  # other white space (U+00A0, U+202F) may be part of a name
 
 
 def ranked_list(path: Path) -> Listing:
@@ -50,14 +48,6 @@ def ranked_list(path: Path) -> Listing:
     return Listing("a ranked list", read_ranked_list(path))
 
 
-def is_trec_run(line: str) -> bool:
-    """Return true if a line is in TREC format: six fields, with Q0, an integer and a number."""
-    fields = _BLANKS.split(line.strip(), TREC_FIELDS - 1)
-    if len(fields) < TREC_FIELDS or fields[1].upper() != "Q0":
-        return False
-    return fields[3].lstrip("-").isdecimal() and number_of(fields[4]) is not None
-
-
 def trec_run(text: str, path: Path) -> Listing:
     """Parse the text of a TREC run.
 
@@ -66,14 +56,14 @@ def trec_run(text: str, path: Path) -> Listing:
             query; the message names the line.
     """
     found: dict[str, dict[str, float]] = {}
-    ranks: dict[str, list[tuple[int, float]]] = {}
+    ranks: dict[str, list[tuple[float, float]]] = {}
     lines = progress(text.split("\n"), f"reading {path.name}", "lines")
     for number, line in enumerate(lines, start=1):
         line = line.strip()
         if not line:
             continue
         fault = partial(InputError, path, item=f"line {number}")
-        fields = _BLANKS.split(line, TREC_FIELDS - 1)
+        fields = trec_fields(line)
         if len(fields) < TREC_FIELDS - 1:  # the tag may be missing
             given = counted(len(fields), "field")
             raise fault(f"expected QUERY Q0 IMAGE RANK SCORE TAG, found {given}")
@@ -85,8 +75,9 @@ def trec_run(text: str, path: Path) -> Listing:
         if image in images:
             raise fault(f"expected every image once per query, found {image!r} twice")
         images[image] = score
-        if rank.isdecimal():
-            ranks.setdefault(query, []).append((int(rank), score))
+        place = number_of(rank)
+        if place is not None:
+            ranks.setdefault(query, []).append((place, score))
     remarks = []
     other = sum(_other_order(listed) for listed in ranks.values())
     if other:
@@ -97,7 +88,7 @@ def trec_run(text: str, path: Path) -> Listing:
     return _scored("a TREC run", found, remarks)
 
 
-def _other_order(listed: Sequence[tuple[int, float]]) -> bool:
+def _other_order(listed: Sequence[tuple[float, float]]) -> bool:
     """Return true if a better rank has a lower score than the next rank."""
     scores = [score for _, score in sorted(listed, key=lambda pair: pair[0])]
     return any(a < b for a, b in pairwise(scores))

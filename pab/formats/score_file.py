@@ -9,7 +9,6 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +42,25 @@ class ScoreFile:
     query_ids: list[str]
     gallery_ids: list[str]
     meta: dict[str, Any] = field(default_factory=dict)
+    _bounds: dict[int | None, tuple[float, float]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )  # version of the scores -> their bounds
 
-    @cached_property
+    @property
     def bounds(self) -> tuple[float, float]:
-        """Minimum and maximum score; NaN if any score is NaN. Computed once, then cached."""
-        rows = max(1, BLOCK_ELEMENTS // self.scores.shape[1])
-        found = [torch.aminmax(block) for block in self.scores.split(rows)]
+        """Minimum and maximum score; NaN if any score is NaN. Cached until the scores change."""
+        scores = self.scores.detach()
+        version = None if scores.is_inference() else scores._version  # counts changes in place
+        known = self._bounds.get(version)
+        if known is not None:
+            return known
+        rows = max(1, BLOCK_ELEMENTS // scores.shape[1])
+        found = [torch.aminmax(block) for block in scores.split(rows)]
         low = torch.stack([pair.min for pair in found]).min()
         high = torch.stack([pair.max for pair in found]).max()
+        self._bounds.clear()
+        if version is not None:
+            self._bounds[version] = float(low), float(high)
         return float(low), float(high)
 
     @property

@@ -1,4 +1,4 @@
-"""Read score matrices from tables: CSV, TSV and Parquet.
+"""Detect the forms of texts, and read score matrices from tables: CSV, TSV and Parquet.
 
 Parquet needs pyarrow, an optional dependency (``pip install pyarrow``).
 """
@@ -8,6 +8,8 @@ from __future__ import annotations
 import csv
 import importlib
 import io
+import re
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ from pab.data.json_lines import shortened
 from pab.data.tables import SEPARATORS
 from pab.formats.contents import QUERY_ID_KEYS, Matrix
 
+TREC_FIELDS = 6
+_BLANKS = re.compile(r"[ \t]+")  # other white space (U+00A0, U+202F) may be part of a name
 PANDAS_INDEX = "__index_level_0__"  # pandas' name for an unnamed index
 
 
@@ -36,7 +40,7 @@ def separator_of(text: str) -> str | None:
     first, second, *_ = [line for line in first_lines if line.strip()][:2] + ["", ""]
     # A line without the separator would be one cell, and csv rejects very long cells.
     for separator in filter(second.__contains__, SEPARATORS):
-        head, row = (next(csv.reader([line], delimiter=separator), []) for line in (first, second))
+        head, row = _cells(first, separator), _cells(second, separator)
         if len(row) > 1 and len(row) - len(head) in (0, 1):
             names_alone = len(head) < len(row) and not any("." in cell for cell in head)
             is_header = names_alone or any(number_of(cell) is None for cell in head)
@@ -45,11 +49,19 @@ def separator_of(text: str) -> str | None:
     return None
 
 
+def _cells(line: str, separator: str) -> list[str]:
+    """Split a line into cells; return none if csv rejects it, for instance for a very long cell."""
+    try:
+        return next(csv.reader([line], delimiter=separator), [])
+    except csv.Error:
+        return []
+
+
 def bare_separator_of(text: str) -> str | None:
     """Return the separator of a table of numbers without header and id column, or None."""
     first = next((line for line in io.StringIO(text) if line.strip()), "")
     for separator in filter(first.__contains__, SEPARATORS):
-        row = next(csv.reader([first], delimiter=separator), [])
+        row = _cells(first, separator)
         if len(row) > 1 and all(number_of(cell) is not None for cell in row):
             return separator
     return None
@@ -62,6 +74,33 @@ def decimal_lines(text: str) -> bool:
     """
     first = next((line for line in io.StringIO(text) if line.strip()), "").split()
     return len(first) > 1 and all("." in cell and number_of(cell) is not None for cell in first)
+
+
+def trec_fields(line: str) -> list[str]:
+    """Split a line ``query Q0 image rank score tag``; the tag may be missing or contain blanks."""
+    return _BLANKS.split(line.strip(), TREC_FIELDS - 1)
+
+
+def is_trec_run(lines: Iterable[str]) -> bool:
+    """Return true if lines are in TREC format: Q0 in the second field, a number in the fifth.
+
+    ``0`` may replace Q0. In a ranked list, it may also be a name. Every line must then have it, a
+    number in the fifth field, and at most six fields. A single line of a list may also look like
+    this, but its fifth name is never a fraction.
+    """
+    rows = (trec_fields(line) for line in lines if line.strip())
+    first = next(rows, [])
+    if len(first) < TREC_FIELDS - 1 or number_of(first[4]) is None:
+        return False
+    if first[1] != "0":
+        return first[1].upper() == "Q0"
+    found = [first, *rows]
+    for _, zero, *rest in found:
+        if zero != "0" or len(rest) not in (3, 4) or number_of(rest[2]) is None:
+            return False
+        if _BLANKS.search(rest[-1]):
+            return False
+    return len(found) > 1 or not first[4].isdecimal()
 
 
 def number_of(cell: str) -> float | None:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from pab.core.errors import InputError
 from pab.core.file_kinds import Kind, file_kind
+from pab.core.files import DAMAGED_ARCHIVE
 from pab.core.text_files import wide_encoding
 from pab.data.annotations import read_retrieval
 from pab.data.id_lists import read_id_list
@@ -25,8 +26,7 @@ from pab.data.labelled_images import read_labelled_images
 from pab.data.masked_queries import read_answers
 from pab.data.photos import PHOTO_FORMATS
 from pab.data.tables import SEPARATORS, TableColumns
-from pab.formats.runs import is_trec_run
-from pab.formats.tables import separator_of
+from pab.formats.tables import is_trec_run, separator_of
 from pab.layout.found import Found, blank_names, captioned_commands, count, counts_by_ending, quoted
 from pab.layout.scores import describe_scores, holds_scores
 from pab.layout.weights import explain_checkpoint
@@ -162,7 +162,7 @@ def archive_names(path: Path) -> list[str]:
                 return packed.namelist()
         with tarfile.open(path) as archive:
             return [member.name for member in archive if member.isfile()]
-    except (OSError, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (*DAMAGED_ARCHIVE, tarfile.TarError) as error:
         raise InputError(path, f"cannot be read: {error}") from error
 
 
@@ -218,9 +218,9 @@ def _lines(path: Path, head: str) -> Found:
     lines = [line for line in head.splitlines() if line.strip()]
     if not lines:
         raise _unknown(path, "blank lines")
-    if is_trec_run(lines[0]):
-        return describe_scores(path)
     whole = lines[:-1] if path.stat().st_size > _HEAD else lines  # the last line may be truncated
+    if is_trec_run(whole):
+        return describe_scores(path)
     lengths = {len(line.split()) for line in whole}
     if lengths == {1}:
         ids = read_id_list(path)

@@ -100,6 +100,8 @@ def pair_model(
     for layer in model.qformer.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = config.dropout
+        if hasattr(layer, "attention_dropout"):  # a number in transformers' attention, no layer
+            layer.attention_dropout = config.dropout
     model.to(device)
     if config.checkpoint_activations:
         model.visual_encoder.set_grad_checkpointing(True)

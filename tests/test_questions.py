@@ -107,7 +107,8 @@ def test_a_validation_image_is_left_out_under_any_path(tmp_path: Path) -> None:
     draw(tmp_path / "train/7.jpg")
     shard = tmp_path / "pairs_0.json"
     lines = [
-        {"image": f"train/{i}", "caption": "a", "image_id": n, "hard_i": h} for n, i, h in pairs
+        {"image": f"train/{image}", "caption": "a", "image_id": number, "hard_i": twin}
+        for number, image, twin in pairs
     ]
     shard.write_text("\n".join(map(json.dumps, lines)))
     opened = TrainingSet.open(tmp_path, [shard])

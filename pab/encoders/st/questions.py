@@ -73,11 +73,9 @@ class PairQuestions(Sequence[Question]):
 
     def __getitem__(self, position: int) -> Question:  # type: ignore[override]
         question = question_of_pair(self.pairs[int(self.rows[position])])
-        if self.held_out and any(
-            self.finder.find(name) in self.held_out for name in question.wrong
-        ):
-            return replace(question, wrong=())
-        return question
+        if self.held_out.isdisjoint(map(self.finder.find, question.wrong)):
+            return question
+        return replace(question, wrong=())
 
 
 def read_mined(path: str | Path, root: str | Path) -> list[Question]:

@@ -113,6 +113,9 @@ def test_a_validation_image_is_left_out_under_any_path(tmp_path: Path) -> None:
     shard.write_text("\n".join(map(json.dumps, lines)))
     opened = TrainingSet.open(tmp_path, [shard])
     held_out = frozenset([tmp_path / "train/7.jpg"])
+    path = mined(tmp_path, {**LINE, "image": "wentrong/7.jpeg", "wrong": ["wentwrong/7.jpg"]})
+    with pytest.raises(InputError, match="expected wrong images, found the right one"):
+        read_mined(path, tmp_path)
     found = PairQuestions(opened, np.array([1, 2]), held_out)
     assert [question.wrong for question in found] == [(), ("train/8.jpg",)]
 

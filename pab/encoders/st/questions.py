@@ -90,16 +90,16 @@ def read_mined(path: str | Path, root: str | Path) -> list[Question]:
             counted).
     """
     path = existing_file(path, "a file of mined training questions")
-    found = list(read_records(path, partial(_mined, root=Path(root))))
+    found = list(read_records(path, partial(_mined, finder=ImageFinder(root))))
     if not found:
         raise InputError(path, "expected mined training questions, found none")
     return found
 
 
 def _mined(
-    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes, *, root: Path
+    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes, *, finder: ImageFinder
 ) -> Question:
-    fault = partial(InputError, path, item=item)
+    fault, root = partial(InputError, path, item=item), finder.root
     notes.ignore_unknown(fields, MINED_FIELDS)
     caption = checks.one_caption(fields, fault)
     image = checked_path(
@@ -110,10 +110,11 @@ def _mined(
         found = "no such field" if "wrong" not in fields else kind(wrong)
         raise fault(f"field 'wrong': expected a list of image paths, found {found}")
     paths = tuple(checked_path(one, "wrong", path, item, root=root) for one in wrong)
-    if image in paths:
+    files = [finder.find(one) for one in paths]
+    if finder.find(image) in files:
         raise fault(f"field 'wrong': expected wrong images, found the right one ({image!r})")
-    if len(set(paths)) != len(paths):
-        twice = next(one for one in paths if paths.count(one) > 1)
+    if len(set(files)) != len(files):
+        twice = next(one for one, file in zip(paths, files, strict=True) if files.count(file) > 1)
         raise fault(f"field 'wrong': expected distinct images, found {twice!r} twice")
     return Question(caption, image, paths)
 

@@ -47,12 +47,12 @@ FORMS: list[dict[str, Any]] = [
 CUT = "expected a JSON object"  # the fault of a truncated line
 # Reported fault -> fields that cause it. Empty: the image field is removed, or the line truncated.
 FAULTS: dict[str, dict[str, Any]] = {
-    "field 'caption': expected a text that is not empty": {"caption": " "},
-    "field 'caption': expected a text with a visible character": {"caption": "\u200b\u2060"},
+    "field 'caption': expected a non-empty string": {"caption": " "},
+    "field 'caption': expected a string with a visible character": {"caption": "\u200b\u2060"},
     "field 'caption': expected one caption": {"caption": ["a man", "a woman"]},
-    "field 'image': expected a text": {},
+    "field 'image': expected a string": {},
     "field 'image': expected a path inside the data root": {"image": "../x.jpg"},
-    "field 'image_id': expected an id, a text or a whole number": {"image_id": 1.5},
+    "field 'image_id': expected an id (a string or a whole number)": {"image_id": 1.5},
     "expected every image_id once": {"image_id": "0_0"},
     CUT: {},
 }

@@ -452,6 +452,11 @@ def test_the_dropout_of_the_q_former_is_that_of_the_settings(runs: Runs) -> None
         _, pairs = built(runs, "blip2", **given)
         layers = [layer for layer in pairs.module.modules() if isinstance(layer, nn.Dropout)]
         assert {layer.p for layer in layers} == {wanted}
+        model = pairs.module.train()
+        assert isinstance(model, Blip2)
+        ids = torch.arange(1, 9)[None]
+        first, again = (model.encode_text(ids, torch.ones_like(ids)) for _ in range(2))
+        assert torch.equal(first, again) == (wanted == 0.0)
 
 
 @pytest.mark.parametrize("kind", ["clip", "blip2"])

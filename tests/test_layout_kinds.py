@@ -150,6 +150,15 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         ["a folder of files"],
         "python -m pab.layout check {path}/checkpoint-best.pth",
     ),
+    "tuned": (
+        lambda path: [
+            write_text(path / "checkpoint-best.pth", ""),
+            write_text(path / "model/config.json", json.dumps({"model_type": "qwen3_vl"})),
+            (path / "model/model.safetensors").touch(),
+        ],
+        ["a folder of files", "the model of this run: model/"],
+        "python -m pab.layout check {path}/model",
+    ),
     "tables": (
         lambda path: write_text(path / "a.csv", "filepath,title\n"),
         ["files of known kinds to check: 1 .csv"],

@@ -136,6 +136,28 @@ def test_existing_checkpoints_count_as_free_space(
     assert len(asked) == 3
 
 
+def test_checkpoints_left_half_written_are_removed(recipe: Recipe) -> None:
+    recipe()
+    left = [recipe.out / f".checkpoint-{name}" for name in ("last.pth.x1.tmp", "last.pth.copy")]
+    other = recipe.out / ".notes.tmp"
+    for path in (*left, other):
+        path.write_text("x")
+    recipe(max_steps=2)
+    assert not [path for path in left if path.exists()]
+    assert other.exists()
+
+
+def test_twin_batches_need_videos_of_several_images(
+    recipe: Recipe, fails_early: Callable[..., str]
+) -> None:
+    table = recipe.data / "pairs.csv"
+    images = [pair.image for pair in TrainingSet.open(recipe.data)]
+    rows = [f"{image},a man {number}" for image in images for number in range(2)]
+    table.write_text("\n".join(["filepath,title", *rows]))
+    line = fails_early(data_path=table, csv_separator=",", twin_batches_from=0)
+    assert "--twin_batches_from: expected source videos with several images" in line
+
+
 def test_every_kept_epoch_needs_space_for_its_weights(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:

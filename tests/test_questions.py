@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from pab.core.errors import InputError
+from pab.data.image_paths import ImageFinder
 from pab.data.training_set import TrainingSet
 from pab.encoders.st.questions import (
     Draws,
@@ -84,11 +85,44 @@ def test_an_empty_mined_file_is_refused(tmp_path: Path) -> None:
         read_mined(tmp_path / "missing.jsonl", tmp_path)
 
 
-def test_questions_with_validation_images_are_left_out() -> None:
+def test_questions_with_validation_images_are_left_out(tmp_path: Path) -> None:
     questions = [Question("a", "1", ("2",)), Question("b", "3", ("4",)), Question("c", "5", ("1",))]
-    assert without_held_out(questions, frozenset("1"), "file") == questions[1:2]
+    finder = ImageFinder(tmp_path)
+    held_out = frozenset(tmp_path / name for name in "135")
+    assert without_held_out(questions, frozenset([tmp_path / "1"]), finder, "f") == questions[1:2]
     with pytest.raises(InputError, match=r"found none \(of 3\)"):
-        without_held_out(questions, frozenset("135"), "file")
+        without_held_out(questions, held_out, finder, "file")
+
+
+def test_a_validation_image_is_left_out_under_any_path(tmp_path: Path) -> None:
+    image = tmp_path / "wentwrong" / "7.jpg"
+    draw(image)
+    questions = [
+        Question("a", "b.jpg", (name,))
+        for name in ("wentrong/7.jpg", "wentwrong/7.jpeg", "./wentwrong/7.jpg", "wentwrong/8.jpg")
+    ]
+    finder = ImageFinder(tmp_path)
+    assert without_held_out(questions, frozenset([image]), finder, "f") == questions[3:]
+    pairs = [("0", "7.jpg", "8.jpg"), ("1", "8.jpg", "7.jpeg"), ("2", "9.jpg", "8.jpg")]
+    draw(tmp_path / "train/7.jpg")
+    shard = tmp_path / "pairs_0.json"
+    lines = [
+        {"image": f"train/{image}", "caption": "a", "image_id": number, "hard_i": twin}
+        for number, image, twin in pairs
+    ]
+    shard.write_text("\n".join(map(json.dumps, lines)))
+    opened = TrainingSet.open(tmp_path, [shard])
+    held_out = frozenset([tmp_path / "train/7.jpg"])
+    path = mined(tmp_path, {**LINE, "image": "wentrong/7.jpeg", "wrong": ["wentwrong/7.jpg"]})
+    with pytest.raises(InputError, match="expected wrong images, found the right one"):
+        read_mined(path, tmp_path)
+    found = PairQuestions(opened, np.array([1, 2]), held_out)
+    assert [question.wrong for question in found] == [(), ("train/8.jpg",)]
+
+
+def draw(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (8, 8)).save(path)
 
 
 def test_the_twin_of_a_pair_is_its_wrong_image(pairs: TrainingSet) -> None:

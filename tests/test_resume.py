@@ -38,6 +38,7 @@ from pab.training.resume import (
     keep_previous,
     known_content,
     named_files,
+    prepare_folder,
     remove_older,
     replace_damaged_last,
     resume_metadata,
@@ -340,6 +341,23 @@ def test_the_resumed_state_replaces_a_damaged_last_state(
     for name in (LAST, epoch_name(2)):
         replace_damaged_last(ResumePoint(folder / name, name == LAST, {}, {}, {}))
         assert (folder / LAST).read_bytes() == before
+
+
+def test_files_of_an_earlier_run_are_named(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ["checkpoint-best.pth", "checkpoint-final.pth", "train_ids.txt", "val_ids.txt"]
+    names += ["val_pairs.json", "skipped.txt"]
+    for name in names:
+        (folder / name).touch()
+    (folder / "model").mkdir()
+    prepare_folder(folder, None)
+    assert not (folder / LAST).exists()
+    epochs = [epoch_name(epoch) for epoch in range(3)]
+    said = (
+        f"files of an earlier run remain until overwritten: {', '.join([*epochs, *names])}, model"
+    )
+    assert said in capsys.readouterr().err
 
 
 def test_states_of_the_first_version_are_read(tmp_path: Path) -> None:

@@ -50,6 +50,35 @@ def test_a_smaller_split_is_part_of_a_larger_one(pairs: TrainingSet) -> None:
     assert set(small) < set(large)
 
 
+def test_an_image_with_two_ids_and_twins_without_a_source_stay_together(tmp_path: Path) -> None:
+    folder = tmp_path / "annotation" / "train"
+    folder.mkdir(parents=True)
+    with (folder / "pair_0.json").open("w") as handle:
+        for k in range(60):
+            line = {"image": f"train/{k // 2}.jpg", "caption": "a", "image_id": f"0_{k}"}
+            line["hard_i"] = f"{k // 2 ^ 1}.jpg"
+            handle.write(json.dumps(line) + "\n")
+    pairs = TrainingSet.open(tmp_path)
+    train, val = validation_split(pairs, 20, seed=3)
+    assert len(val) == 20
+    assert not set(train // 4) & set(val // 4)
+
+
+def test_a_split_much_larger_than_asked_is_reported(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "annotation" / "train"
+    folder.mkdir(parents=True)
+    with (folder / "pair_0.json").open("w") as handle:
+        for k in range(10):
+            line = {"image": f"train/{k}.jpg", "caption": "a", "image_id": f"0_{k}"}
+            handle.write(json.dumps({**line, "source_id": "1" if k else "2"}) + "\n")
+    sizes = {len(validation_split(TrainingSet.open(tmp_path), 1, seed)[1]) for seed in range(9)}
+    assert sizes == {1, 9}
+    said = capsys.readouterr().err
+    assert "--val_pairs: 9 pairs are held out instead of 1: videos are held out whole" in said
+
+
 def test_zero_trains_on_everything(pairs: TrainingSet) -> None:
     train, val = validation_split(pairs, 0, seed=1)
     assert (train.tolist(), val.tolist()) == (list(range(60)), [])

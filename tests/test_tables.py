@@ -187,6 +187,32 @@ def test_errors_of_ids_name_the_lines_of_the_table(
     assert "line 5: expected images that differ in more than their extension" in str(error.value)
 
 
+def test_two_tables_may_share_images(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text('filepath,title\na.jpg,x\nb.jpg,"y\nz"\na.jpg,z\n')
+    (tmp_path / "b.csv").write_text("filepath,title\na.jpg,v\nc.jpg,w\nb.png,y\nd.gif,y\n")
+    tables = [tmp_path / "a.csv", tmp_path / "b.csv"]
+    with pytest.raises(InputError) as error:
+        TrainingSet.open(tmp_path, tables)
+    assert "b.csv, line 4: expected images that differ in more than" in str(error.value)
+    assert "b.csv, line 5: field 'image': expected" in str(error.value)
+    pairs = TrainingSet.open(tmp_path, tables, skip_bad_lines=True)
+    assert pairs.image_ids() == ["a#0", "b#0", "a#1", "a#2", "c#0"]
+    assert pairs.identities.tolist() == [0, 1, 0, 0, 4]
+    assert pairs.videos.tolist() == [0, 1, 0, 0, 2]
+
+
+def test_an_id_of_a_table_that_a_shard_has_names_both_lines(tmp_path: Path) -> None:
+    (tmp_path / "1.json").write_text('{"image": "x.jpg", "image_id": "b#0", "caption": "x"}')
+    (tmp_path / "2.csv").write_text('filepath,title\na.jpg,"x\ny"\nb.jpg,z\nc.jpg,z\n')
+    (tmp_path / "3.json").write_text('{"image": "x.jpg", "image_id": "c#0", "caption": "x"}')
+    shards = [tmp_path / name for name in ("1.json", "2.csv", "3.json")]
+    with pytest.raises(InputError) as error:
+        TrainingSet.open(tmp_path, shards)
+    assert "2.csv, line 4: expected every image_id once, found 'b#0'" in str(error.value)
+    assert "'b#0' already in 1.json, line 1" in str(error.value)
+    assert "'c#0' already in 2.csv, line 5" in str(error.value)
+
+
 def test_a_changed_table_is_read_again(tmp_path: Path) -> None:
     path = tmp_path / "pairs.csv"
     path.write_text(table_text())

@@ -72,8 +72,8 @@ def test_videos_join_pairs_of_one_source_only(tmp_path: Path) -> None:
     no_source = {**pair(0, 0), "source_id": None}
     write_shard(tmp_path, 0, pair(0, 1), no_source, pair(0, 2), {**no_source, "image_id": "0"})
     write_shard(tmp_path, 1, pair(1, 1), pair(1, 2, source_id="a_b_1"), pair(1, 3, source_id="a_2"))
-    # The video is x in a source_id x_y: 0, none, 1, none, 0, a_b, a.
-    assert TrainingSet.open(tmp_path).videos.tolist() == [0, 1, 2, 3, 0, 4, 5]
+    # The video is x in a source_id x_y: 0, none, 1, none (the same image), 0, a_b, a.
+    assert TrainingSet.open(tmp_path).videos.tolist() == [0, 1, 2, 1, 0, 3, 4]
 
 
 def test_image_files(tmp_path: Path) -> None:
@@ -245,6 +245,15 @@ def json_lines(rows: list[dict[str, Any]]) -> str:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
+@pytest.mark.parametrize("ending", [".gif", ".TIFF", ".heic"])
+def test_an_image_format_that_training_cannot_read_is_a_bad_line(root: Path, ending: str) -> None:
+    write_shard(root, 2, pair(2, 0), pair(2, 1, image=f"train/x{ending}"))
+    message = f"pair_2.json, line 2: field 'image': expected .* found {ending.lower()}"
+    with pytest.raises(InputError, match=message):
+        TrainingSet.open(root)
+    assert TrainingSet.open(root, skip_bad_lines=True).skipped == 1
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_gives_the_same_pairs(root: Path, form: str) -> None:
     expected = list(TrainingSet.open(root))
@@ -271,13 +280,41 @@ def test_captions_of_one_image_share_its_identity(tmp_path: Path) -> None:
     rows += [{**other, "image_id": "a#2"}, {**one, "image_id": "a"}]
     write_shard(tmp_path, 0, *rows)
     pairs = TrainingSet.open(tmp_path)
-    assert [pairs.identity(n) for n in range(5)] == [0, 1, 0, 3, 4]
-    assert pairs.videos.tolist() == [0, 1, 0, 2, 3]
+    assert [pairs.identity(n) for n in range(5)] == [0, 1, 0, 1, 0]
+    assert pairs.videos.tolist() == [0, 1, 0, 1, 0]
     write_split(tmp_path / "out", pairs, np.array([1, 3, 4]), np.array([0, 2]))
     found = read_retrieval(tmp_path / "out/val_pairs.json", image_folder=tmp_path)
     assert [query.query_id for query in found.queries] == ["a#0", "a#1"]
     assert found.relevant == {"a#0": frozenset({"a"}), "a#1": frozenset({"a"})}
     assert found == retrieval_of_pairs([pairs[0], pairs[2]], tmp_path)
+
+
+def test_an_image_with_two_ids_is_one_image_of_one_video(tmp_path: Path) -> None:
+    one, other = {"image": "a.jpg", "source_id": None}, {"image": "./b.jpg", "source_id": "7_0"}
+    rows = [pair(0, 0, **one), pair(0, 1, **other), pair(0, 2, **one), pair(0, 3)]
+    rows += [pair(0, 4, image="b.jpg", source_id="8_0"), pair(0, 5, source_id="8_1")]
+    write_shard(tmp_path, 0, *rows)
+    pairs = TrainingSet.open(tmp_path)
+    assert pairs.identities.tolist() == [0, 1, 0, 3, 1, 5]
+    assert pairs.videos.tolist() == [0, 1, 0, 2, 1, 1]
+
+
+def test_twins_without_a_source_share_a_video(tmp_path: Path) -> None:
+    bare = {"source_id": None}
+    rows = [
+        pair(0, 0, **bare, hard_i="imgs_0/goal/2.jpg"),
+        pair(0, 1, **bare),
+        pair(0, 2, **bare),
+        pair(0, 3, **bare, hard_i_id="0_1"),
+        pair(0, 4, **bare, image="train/imgs_0/wentwrong/4.jpg"),
+        pair(0, 5, **bare, hard_i="imgs_0/wentrong/4.webp"),
+        pair(0, 6, **bare, hard_i="imgs_0/goal/missing.jpg", hard_i_id="none"),
+        pair(0, 8, hard_i="imgs_0/goal/1.jpg"),  # a source_id decides alone
+    ]
+    write_shard(tmp_path, 0, *rows)
+    pairs = TrainingSet.open(tmp_path)
+    assert pairs.videos.tolist() == [0, 1, 0, 1, 2, 2, 3, 4]
+    assert pairs.identities.tolist() == list(range(8))
 
 
 def test_broken_json_on_line_17(tmp_path: Path) -> None:

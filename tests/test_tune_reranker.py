@@ -173,11 +173,14 @@ def test_accumulated_batches_equal_one_large_batch(runs: Runs) -> None:
     assert first["grad_norm"] == pytest.approx(second["grad_norm"], rel=1e-4)
 
 
-def test_mined_questions_are_the_training_data(runs: Runs, tmp_path: Path) -> None:
+def test_mined_questions_are_the_training_data(
+    runs: Runs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     pairs = TrainingSet.open(runs.data, cache_dir=tmp_path / "cache")
     path = mined(tmp_path, *((p.caption, p.image, f"train/{p.hard_i}") for p in list(pairs)[:12]))
     folder = runs("mined", pairs=path)
     assert len(read_log(folder / "log.jsonl", "train")) == 2  # 12 questions in batches of 6
+    assert "training questions: 12, validation pairs: 0, steps: 2" in capsys.readouterr().err
     path.write_text(path.read_text().replace("walking", "running"))
     with pytest.raises(InputError, match="pairs \\(was SHA-256"):
         runs("mined", pairs=path)
@@ -239,6 +242,19 @@ def test_missing_images_of_mined_questions_are_counted(
     said = refused(main, runs.argv("bad", pairs=path))
     assert "images missing under " in said
     assert ": 2 of 2; set --data_path" in said
+
+
+def test_missing_twins_are_counted_if_they_are_used(
+    runs: Runs, refused: Callable[..., str], data_copy: Path, tmp_path: Path
+) -> None:
+    for path in sorted((data_copy / "annotation/train").glob("*.json")):
+        path.write_text(path.read_text().replace('"hard_i": "', '"hard_i": "none/'))
+    given = {"data_path": data_copy, "cache_dir": tmp_path / "new", "max_steps": 1}
+    said = refused(main, runs.argv("bad", **given))
+    assert "images missing under " in said
+    assert ": 24 of 24; " in said
+    assert "set --hard_negatives 0" in said
+    runs("easy", **given, hard_negatives=0)
 
 
 def test_the_defaults_are_valid() -> None:

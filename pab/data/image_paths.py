@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
@@ -42,6 +42,8 @@ PHOTO_ENDINGS = frozenset(
         *(".bmp", ".dib", ".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"),
     )
 )
+# Formats that photo search decodes, but training and the benchmark commands do not.
+SEARCH_ONLY_ENDINGS = frozenset((".gif", ".tif", ".tiff", ".heic", ".heif", ".hif", ".avif"))
 SHARDS_PER_PART = 8  # PAB's download has ten parts: imgs_0 to imgs_7 are in Part 1
 _SPELLINGS = ("wentwrong", "wentrong")  # the folder's name differs between releases of PAB
 _SHARD_FOLDER = re.compile(r"train/imgs_(\d+)(?:/.*)?")
@@ -162,6 +164,14 @@ def spellings(image: str) -> tuple[str, ...]:
         if f"/{spelling}/" in f"/{image}":
             return image, f"/{image}".replace(f"/{spelling}/", f"/{other}/")[1:]
     return (image,)
+
+
+def written_variants(image: str) -> Iterator[str]:
+    """Yield an image path, then its other spellings and image extensions."""
+    image = posixpath.normpath(image)
+    stem = _stem(image)
+    for ending in (image.removeprefix(stem), *sorted(IMAGE_ENDINGS)):
+        yield from spellings(stem + ending)
 
 
 def part_of(shard: int) -> int:

@@ -49,8 +49,7 @@ class TrainPair:
     def captioned_image(self) -> tuple[str, str] | None:
         """``(X, image)`` if ``image_id`` is ``X#n``, the n-th caption of image X; else None.
 
-        Pairs with the same tuple show the same image, and therefore share its identity in the
-        losses.
+        Pairs with the same tuple are captions of one image in validation.
         """
         if "#" not in self.image_id:
             return None

@@ -15,6 +15,7 @@ import numpy as np
 
 from pab.core.errors import InputError
 from pab.core.files import write_text
+from pab.core.notices import notice
 from pab.data.records import image_keys
 from pab.data.training_set import TrainingSet
 
@@ -28,8 +29,8 @@ def validation_split(
     """Split the pairs into training and validation by source video.
 
     Videos are drawn in a seeded order until they contain at least ``n_val_pairs`` pairs. The excess
-    is less than the size of the last video drawn. Without ``source_id``, the captions of each image
-    count as one video.
+    is less than the size of the last video drawn. Without ``source_id``, an image and its twin
+    count as one video, with all their captions.
 
     Args:
         training_set: the pairs.
@@ -60,6 +61,10 @@ def validation_split(
         some = f"{n_val_pairs} for validation, in whole source videos"
         problem = f"{some}, leaves no pair to train on (of {len(training_set)})"
         raise InputError("--val_pairs", problem, todo="set a smaller number")
+    found = int(is_val.sum())
+    if found > 2 * n_val_pairs:
+        whole = "videos are held out whole, and pairs that share an image or a twin are one video"
+        notice("--val_pairs", f"{found} pairs are held out instead of {n_val_pairs}: {whole}")
     return everything[~is_val], everything[is_val]
 
 

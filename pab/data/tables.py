@@ -11,7 +11,6 @@ import csv
 import hashlib
 import os
 import posixpath
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -50,6 +49,7 @@ class CaptionedImage(NamedTuple):
     image_id: str  # the same path without its extension
     number: int  # index of the caption among those of the image, from 0
     caption: str
+    item: str  # place in the table or folder, for errors
 
 
 class _Row(NamedTuple):
@@ -79,7 +79,11 @@ def is_own_data(path: str | Path) -> bool:
 
 
 def captioned_images(
-    path: Path, root: Path, columns: TableColumns, bad: BadLines
+    path: Path,
+    root: Path,
+    columns: TableColumns,
+    bad: BadLines,
+    seen: dict[str, tuple[str, int]] | None = None,
 ) -> Iterator[CaptionedImage]:
     """Yield the captions of a table, or of a folder in path order.
 
@@ -89,12 +93,12 @@ def captioned_images(
             existing image is found there, otherwise at the root.
         columns: column names and separator of the table.
         bad: collects the invalid rows, and the images without a usable text file.
+        seen: image_id -> image and number of its captions, of tables read before; updated.
 
     Raises:
         InputError: the table is unreadable, or its header is missing or invalid.
     """
-    counts: Counter[str] = Counter()
-    image_of: dict[str, str] = {}  # image_id -> image
+    seen = {} if seen is None else seen
     if path.is_dir():
         rows, base = _folder_rows(path, bad), path
     else:
@@ -107,15 +111,15 @@ def captioned_images(
             image = _below_root(written, base, root, path, row.item)
             image_id = identifier(image.removesuffix(Path(image).suffix), "image", fault)
             caption = caption_text(row.caption, "caption", fault)
-            before = image_of.setdefault(image_id, image)
+            before, number = seen.get(image_id, (image, 0))
             if before != image:
                 expected = "images that differ in more than their extension"
                 raise fault(f"expected {expected}, found {before!r} and {image!r}")
         except InputError as error:
             bad.add(error)
             continue
-        yield CaptionedImage(image, image_id, counts[image], caption)
-        counts[image] += 1
+        seen[image_id] = image, number + 1
+        yield CaptionedImage(image, image_id, number, caption, row.item)
 
 
 def listed_images(

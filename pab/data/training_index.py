@@ -20,7 +20,7 @@ from pab.core.files import existing_file
 from pab.data import tables
 from pab.data.tables import TableColumns
 
-INDEX_FORMAT = 4  # increment when the index or the checks that build it change
+INDEX_FORMAT = 5  # increment when the index or the checks that build it change
 SKIPPED = "skipped.txt"  # messages of the bad lines, one per line
 # Fixed columns of the fingerprint; a change would invalidate the fingerprints of saved runs.
 FINGERPRINTED = np.dtype([("offset", "<i8"), ("length", "<i4"), ("shard", "<i4"), ("video", "<i4")])

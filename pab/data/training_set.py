@@ -142,17 +142,21 @@ class TrainingSet(Sequence[TrainPair]):
     def videos(self) -> np.ndarray:
         """Source video of every pair, int32 [N] for N pairs; equal numbers mean the same video.
 
-        A pair without ``source_id`` shares its video only with the other captions of its image
-        (:attr:`pab.data.records.TrainPair.captioned_image`).
+        Pairs of one image share a video. A pair without ``source_id`` also shares the video of its
+        twin (``hard_i`` or ``hard_i_id``).
         """
         return self._lines["video"]
 
-    def identity(self, index: int) -> int:
-        """Return the identity of a pair for the losses; pairs with equal identities match.
+    @property
+    def identities(self) -> np.ndarray:
+        """Identity of every pair for the losses, int32 [N]: index of the first pair of its image.
 
-        Every pair has its own identity, except captions of one image
-        (:attr:`pab.data.records.TrainPair.captioned_image`).
+        Pairs with equal identities match, and are not negatives of each other.
         """
+        return self._lines["identity"]
+
+    def identity(self, index: int) -> int:
+        """Return the identity of one pair; see :attr:`identities`."""
         return int(self._lines[index]["identity"])
 
     def image_ids(self) -> list[str]:

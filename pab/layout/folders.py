@@ -64,9 +64,13 @@ def explain_folder(folder: Path) -> Found:
     known = ", ".join(f"{endings[e]} {e}" for e in sorted(endings) if e in KNOWN_ENDINGS)
     if known:
         first = next((name for name in _RUN_WEIGHTS if name in names), None)
+        facts = [f"files of known kinds to check: {known}"]
+        if first and (folder / "model").is_dir() and explain_weight_folder(folder / "model"):
+            first = "model"  # the checkpoints of an embedder or reranker are not scored
+            facts.append("the model of this run: model/")
         first = first or next(n for n in names if Path(n).suffix.lower() in KNOWN_ENDINGS)
         command = f"python -m pab.layout check {quoted(folder / first)}"
-        return Found("a folder of files", (f"files of known kinds to check: {known}",), (command,))
+        return Found("a folder of files", tuple(facts), (command,))
     below = sum(path.is_dir() for path in folder.iterdir())
     found = f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}"
     problem = f"expected data, photographs, scores or weights, found {found}"

@@ -65,9 +65,27 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
         todo="use the same annotation files on every machine",
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
+    if config.twin_batches_from is not None:
+        check_twins_exist(pairs, train_rows)
     images = processes.on_all(partial(_training_images, pairs, val_rows))
     verify_images(images, resolve_workers(config.num_workers))
     return TrainingData(pairs, train_rows, val_rows)
+
+
+def check_twins_exist(pairs: TrainingSet, rows: np.ndarray) -> None:
+    """Check that a video of the training pairs has several images, as twin batches need.
+
+    Raises:
+        InputError: every video has one image only.
+    """
+    # Pairs of one image share a video, so equal numbers mean one image per video.
+    if len(np.unique(pairs.identities[rows])) == len(np.unique(pairs.videos[rows])):
+        raise InputError(
+            "--twin_batches_from",
+            "expected source videos with several images, found none: captions of one image are "
+            "not negatives of each other",
+            todo="use --twin_batches_from none, or training shards with source_id or hard_i",
+        )
 
 
 def _open_pairs(config: TrainingConfig) -> TrainingSet:

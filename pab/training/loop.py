@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import shlex
 import signal
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -79,6 +78,7 @@ class Run:
         update_freq: loader batches accumulated per update.
         facts: metadata of weight files, in addition to the metrics of the epoch.
         scoring: command that scores with a weight file; the file's path is appended.
+        samples: what the batches hold, for the start line.
         scored: path appended instead of the weight file's; for recipes that write a model folder.
         released: maps the model to the weights to write, by name.
         ema: average of the weights; None without ``ema_decay``.
@@ -99,6 +99,7 @@ class Run:
     scoring: str
     released: Callable[[nn.Module], Mapping[str, Tensor]] = weights_as_they_are
     update_freq: int = 1
+    samples: str = "pairs"
     scored: Path | None = None
     scaler: torch.amp.GradScaler = field(init=False)
     ema: Ema | None = field(init=False)
@@ -329,9 +330,7 @@ class Run:
         elif self.ema is not None:
             self.ema = Ema(model, self.ema.decay, warmup=self.ema.warmup)
         if self.stopped:
-            print(
-                f"step {state.step} done; --max_steps is {self.config.max_steps}", file=sys.stderr
-            )
+            write_line(f"step {state.step} done; --max_steps is {self.config.max_steps}")
 
     @contextmanager
     def recorded(self) -> Iterator[None]:
@@ -379,8 +378,8 @@ class Run:
             pairs.write_skipped(self.output)
         resumed = f", resumed after step {self.place.step}" if self.setup.resume else ""
         write_line(
-            f"training pairs: {len(train_rows)}, validation pairs: {len(val_rows)}, steps: {total}"
-            + resumed
+            f"training {self.samples}: {self.batches.n}, validation pairs: {len(val_rows)}, "
+            f"steps: {total}{resumed}"
         )
         if total < self.warmup_steps:
             write_line(

@@ -40,7 +40,7 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     The check covers the last and the previous training state (weights, the two moments of AdamW,
     the average if enabled). It also covers the weights of the kept epochs, the final weights and,
     with validation, those of the best epoch. Existing checkpoints count as free space, because the
-    run replaces them.
+    run replaces them. Files that an earlier run was writing when it was killed are removed first.
 
     Args:
         config: settings of the run.
@@ -51,6 +51,9 @@ def check_room(config: TrainingConfig, model: nn.Module) -> None:
     """
     if not config.save_ckpt:
         return
+    for pattern in (".checkpoint-*.tmp", ".checkpoint-*.copy"):
+        for path in Path(config.output_dir).glob(pattern):
+            path.unlink(missing_ok=True)
     copies = 1 if config.ema_decay is None else 2
     weights = sum(t.numel() * t.element_size() for t in model.state_dict().values())
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

@@ -29,12 +29,16 @@ from pab.core.config import as_plain
 from pab.core.errors import InputError
 from pab.core.files import sha256_of_file, sha256_of_lines
 from pab.core.notices import notice
+from pab.data.splits import TRAIN_IDS, VAL_IDS, VAL_PAIRS
+from pab.data.training_index import SKIPPED
 from pab.data.training_set import TrainingSet
 from pab.training.config import TrainingConfig
 
 LAST = "checkpoint-last.pth"  # training state to resume from
 PREVIOUS = "checkpoint-previous.pth"  # previous training state, for `newest_good`
 EPOCH = re.compile(r"checkpoint-(\d+)\.pth")  # weights of one epoch, counted from 0
+# Files of a run besides its checkpoints; `model` is the folder of a tuned embedder or reranker.
+OTHER_FILES = (TRAIN_IDS, VAL_IDS, VAL_PAIRS, SKIPPED, "model")
 RESUME_KEY = "resume"  # metadata key in an epoch's weights: identity and position of the run
 
 PAIRS = "training pairs"  # entry of the settings: number and fingerprint of the pairs
@@ -215,11 +219,9 @@ def changed_settings(
         elif was != value:
             differing.append(f"{name} (was {was}, now {value})")
     if differing:
-        raise InputError(
-            path,
-            f"belongs to a run with other settings: {', '.join(differing)}",
-            todo="use those settings, another --output_dir, or --no_auto_resume to overwrite it",
-        )
+        problem = f"belongs to a run with other settings: {', '.join(differing)}"
+        todo = "use those settings, another --output_dir, or --no_auto_resume to overwrite it"
+        raise InputError(path, problem, todo=todo)
     return changed
 
 
@@ -378,18 +380,17 @@ def replace_damaged_last(point: ResumePoint) -> None:
 
 
 def prepare_folder(output: Path, point: ResumePoint | None) -> None:
-    """Remove or replace states that a later start could resume by mistake."""
+    """Remove or replace states that a later start could resume by mistake; name other files."""
     if point is not None:
         replace_damaged_last(point)
         return
     for name in (LAST, PREVIOUS):
         (output / name).unlink(missing_ok=True)
-    earlier = [path.name for _, path in epoch_files(output)]
+    found = [path.name for path in output.glob("checkpoint-*.pth")]
+    earlier = sorted(found, key=lambda name: (len(name), name))  # 2 before 10 before best
+    earlier += [name for name in OTHER_FILES if (output / name).exists()]
     if earlier:
-        notice(
-            output,
-            f"weights of an earlier run remain until overwritten: {', '.join(earlier)}",
-        )
+        notice(output, f"files of an earlier run remain until overwritten: {', '.join(earlier)}")
 
 
 # --------------------------------------------------------------------------------- reading a state
@@ -429,12 +430,10 @@ def read_state(point: ResumePoint, names: Set[str]) -> TrainingState:
     if point.exact:
         state = load_training_state(point.path)
         if len(state.rng) != processes.world_size():
-            raise InputError(
-                point.path,
-                f"was written by another number of processes: {len(state.rng)}, not "
-                f"{processes.world_size()}",
-                todo="use as many processes, or start a new run with another --output_dir",
-            )
+            numbers = f"{len(state.rng)}, not {processes.world_size()}"
+            problem = f"was written by another number of processes: {numbers}"
+            todo = "use as many processes, or start a new run with another --output_dir"
+            raise InputError(point.path, problem, todo=todo)
         return state
     checkpoint = read_checkpoint(point.path)
     weights = model_state(checkpoint, point.path)

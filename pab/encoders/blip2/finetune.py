@@ -10,6 +10,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from transformers.models.blip_2.modeling_blip_2 import Blip2QFormerMultiHeadAttention
 
 from pab.core.adapters import own_name
 from pab.core.config import flag, model_flag
@@ -100,6 +101,8 @@ def pair_model(
     for layer in model.qformer.modules():
         if isinstance(layer, nn.Dropout):
             layer.p = config.dropout
+        if isinstance(layer, Blip2QFormerMultiHeadAttention):
+            layer.attention_dropout = config.dropout  # a number, not a layer
     model.to(device)
     if config.checkpoint_activations:
         model.visual_encoder.set_grad_checkpointing(True)

@@ -6,8 +6,8 @@ whose twins are then the wrong images. Further wrong images are drawn at random.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,8 +17,10 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
+from pab.core import processes
 from pab.core.errors import InputError
 from pab.core.files import existing_file
+from pab.core.progress import progress
 from pab.data import fields as checks
 from pab.data.fields import FieldNotes
 from pab.data.image_paths import ImageFinder, checked_path
@@ -57,16 +59,23 @@ class PairQuestions(Sequence[Question]):
     Args:
         pairs: the training set.
         rows: positions of the pairs to use.
+        held_out: files of the validation images; a twin among them is not used.
     """
 
-    def __init__(self, pairs: TrainingSet, rows: np.ndarray) -> None:
-        self.pairs, self.rows = pairs, rows
+    def __init__(
+        self, pairs: TrainingSet, rows: np.ndarray, held_out: frozenset[Path] = frozenset()
+    ) -> None:
+        self.pairs, self.rows, self.held_out = pairs, rows, held_out
+        self.finder = ImageFinder(pairs.root)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, position: int) -> Question:  # type: ignore[override]
-        return question_of_pair(self.pairs[int(self.rows[position])])
+        question = question_of_pair(self.pairs[int(self.rows[position])])
+        if self.held_out.isdisjoint(map(self.finder.find, question.wrong)):
+            return question
+        return replace(question, wrong=())
 
 
 def read_mined(path: str | Path, root: str | Path) -> list[Question]:
@@ -81,16 +90,16 @@ def read_mined(path: str | Path, root: str | Path) -> list[Question]:
             counted).
     """
     path = existing_file(path, "a file of mined training questions")
-    found = list(read_records(path, partial(_mined, root=Path(root))))
+    found = list(read_records(path, partial(_mined, finder=ImageFinder(root))))
     if not found:
         raise InputError(path, "expected mined training questions, found none")
     return found
 
 
 def _mined(
-    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes, *, root: Path
+    fields: dict[str, Any], path: Path, item: str, notes: FieldNotes, *, finder: ImageFinder
 ) -> Question:
-    fault = partial(InputError, path, item=item)
+    fault, root = partial(InputError, path, item=item), finder.root
     notes.ignore_unknown(fields, MINED_FIELDS)
     caption = checks.one_caption(fields, fault)
     image = checked_path(
@@ -101,28 +110,30 @@ def _mined(
         found = "no such field" if "wrong" not in fields else kind(wrong)
         raise fault(f"field 'wrong': expected a list of image paths, found {found}")
     paths = tuple(checked_path(one, "wrong", path, item, root=root) for one in wrong)
-    if image in paths:
+    files = [finder.find(one) for one in paths]
+    if finder.find(image) in files:
         raise fault(f"field 'wrong': expected wrong images, found the right one ({image!r})")
-    if len(set(paths)) != len(paths):
-        twice = next(one for one in paths if paths.count(one) > 1)
+    if len(set(files)) != len(files):
+        twice = next(one for one, file in zip(paths, files, strict=True) if files.count(file) > 1)
         raise fault(f"field 'wrong': expected distinct images, found {twice!r} twice")
     return Question(caption, image, paths)
 
 
 def without_held_out(
-    questions: Sequence[Question], held_out: frozenset[str], where: str | Path
+    questions: Sequence[Question], held_out: frozenset[Path], finder: ImageFinder, where: str | Path
 ) -> list[Question]:
     """Leave out the questions with a held-out image, right or wrong.
 
     Args:
         questions: mined questions.
-        held_out: paths of the validation images.
+        held_out: files of the validation images.
+        finder: finds the files of the questions' images.
         where: file of the questions, for the error.
 
     Raises:
-        InputError: no question remains.
+        InputError: no question remains, or an image has several variants.
     """
-    kept = [q for q in questions if held_out.isdisjoint((q.image, *q.wrong))]
+    kept = [q for q in questions if held_out.isdisjoint(map(finder.find, (q.image, *q.wrong)))]
     if not kept:
         raise InputError(
             where, "expected questions without validation images of this run, found "
@@ -130,6 +141,40 @@ def without_held_out(
             todo="mine the training pairs, or hold out other videos with --val_seed",
         )  # fmt: skip
     return kept
+
+
+def check_images(names: Iterable[str], root: Path, where: str | Path, todo: str) -> None:
+    """Check that the images of questions exist.
+
+    Args:
+        names: paths of the images.
+        root: data root that the paths are relative to.
+        where: file or folder of the questions, for the error.
+        todo: remedy, for the error.
+
+    Raises:
+        InputError: images are missing; the message counts them and names the first.
+    """
+    names = dict.fromkeys(names)
+    missing = ImageFinder(root).absent(names)
+    if missing:
+        raise InputError(
+            where, f"images missing under {root}: {len(missing):,} of {len(names):,}",
+            item=f"image {missing[0]!r}", todo=todo,
+        )  # fmt: skip
+
+
+def check_twins(questions: PairQuestions) -> None:
+    """Check, once per machine, that the twins of training pairs exist.
+
+    Raises:
+        InputError: see :func:`check_images`.
+    """
+    if processes.first_on_machine():
+        found = progress(questions, "looking for twins", "pairs")
+        names = (name for question in found for name in question.wrong)
+        todo = "download the twins (field hard_i), or set --hard_negatives 0"
+        check_images(names, questions.pairs.root, questions.pairs.root, todo)
 
 
 @dataclass(frozen=True)
@@ -202,19 +247,21 @@ class QuestionSamples(Dataset[Any]):
         Random images with the question's caption are not used.
 
         Raises:
-            InputError: the random images include too few wrong ones.
+            InputError: the random images include too few wrong ones, or an image has several
+                variants.
         """
         draws, found = self.draws, list[str]()
         if epoch >= draws.hard_from:
             order = torch.randperm(len(question.wrong))[: draws.hard].tolist()
             found = [question.wrong[i] for i in order]
-        taken = {question.image, *question.wrong}
+        taken = {self.finder.find(name) for name in (question.image, *question.wrong)}
         for row in torch.randint(len(self.rows), (MOST_DRAWS,)).tolist():
             if len(found) == draws.total:
                 break
             other = self.pairs[int(self.rows[row])]
-            if other.image not in taken and other.caption != question.caption:
-                taken.add(other.image)
+            path = self.finder.find(other.image)
+            if path not in taken and other.caption != question.caption:
+                taken.add(path)
                 found.append(other.image)
         if len(found) < draws.total:
             raise InputError(

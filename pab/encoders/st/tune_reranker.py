@@ -50,6 +50,8 @@ from pab.encoders.st.questions import (
     Question,
     QuestionSamples,
     Sample,
+    check_images,
+    check_twins,
     read_mined,
     without_held_out,
 )
@@ -224,6 +226,7 @@ def train(config: TrainConfig, command: str) -> None:
         scored=target,
         released=merged_state,
         update_freq=config.update_freq,
+        samples="questions",
     )
     run.resume()
     if run.stopped:  # the resumed state has already reached --max_steps
@@ -272,20 +275,25 @@ def files_of(config: TrainConfig, folder: Path) -> dict[str, ContentHash]:
 
 
 def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
-    """Return the training questions; mined ones with a validation image are left out.
+    """Return the training questions, without validation images.
 
     Raises:
         InputError: the file of mined questions is invalid, an image is missing, no question
             remains, or the training set has too few pairs to draw wrong images from.
     """
     pairs, train_rows, val_rows = setup.data
-    questions: Sequence[Question] = PairQuestions(pairs, train_rows)
-    longest = 1
-    if config.pairs is not None:
+    held_out = frozenset(pairs.image_path(pairs[int(row)]) for row in val_rows)
+    questions: Sequence[Question]
+    if config.pairs is None:
+        questions, longest = PairQuestions(pairs, train_rows, held_out), 1
+        if config.hard_negatives:
+            processes.on_all(partial(check_twins, questions))
+    else:
         mined = read_mined(config.pairs, pairs.root)
-        held_out = frozenset(pairs[int(row)].image for row in val_rows)
-        questions = without_held_out(mined, held_out, config.pairs)
-        check_images(questions, pairs.root, config.pairs)
+        questions = without_held_out(mined, held_out, ImageFinder(pairs.root), config.pairs)
+        names = (name for question in questions for name in (question.image, *question.wrong))
+        todo = "set --data_path to the data root of the questions"
+        check_images(names, pairs.root, config.pairs, todo)
         left_out = len(mined) - len(questions)
         shown = f"; left out because of validation images: {left_out}" if left_out else ""
         notice(config.pairs, f"questions for training: {len(questions)}{shown}")
@@ -296,21 +304,6 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
         problem = f"needs {needed} training pairs to draw wrong images from, {found}"
         raise InputError("--easy_negatives", problem)
     return questions
-
-
-def check_images(questions: Sequence[Question], root: Path, where: str) -> None:
-    """Check that the images of mined questions exist.
-
-    Raises:
-        InputError: images are missing; the message counts them and names the first.
-    """
-    names = dict.fromkeys(name for q in questions for name in (q.image, *q.wrong))
-    missing = ImageFinder(root).absent(names)
-    if missing:
-        raise InputError(
-            where, f"images missing under {root}: {len(missing):,} of {len(names):,}",
-            item=f"image {missing[0]!r}", todo="set --data_path to the data root of the questions",
-        )  # fmt: skip
 
 
 def open_model(config: TrainConfig, folder: Path, device: torch.device) -> PairModel:

@@ -164,6 +164,17 @@ def test_fuse_is_the_published_rule_and_aligns_rows_by_id(tmp_path: Path) -> Non
     assert order == QUERIES[::-1]
 
 
+def test_fuse_records_the_images_that_no_file_lists() -> None:
+    ids = (["q"], ["a", "b", "c"])
+    first = ScoreFile(torch.tensor([[0.5, 0.9, 0.4]]), *ids, {"listed": {"q": 1}})  # b
+    second = ScoreFile(torch.tensor([[0.1, 0.2, 0.3]]), *ids, {"listed": {"q": 2}})  # c, b
+    fused = pab.fuse([first, second], [0.5])
+    assert fused.listed == {"q": 2}
+    assert pab.rank(fused, top_k=3) == [["b", "c"]]
+    complete = pab.fuse([first, ScoreFile(second.scores, *ids)], [0.5])
+    assert complete.listed is None or complete.listed == {"q": 3}
+
+
 def test_fuse_has_the_rules_of_the_command() -> None:
     files = [scores_of(0), scores_of(1)]
     total = pab.fuse(files, [0.4, 0.6], fusion="sum", scaling="minmax_query")

@@ -224,12 +224,17 @@ def test_listing_and_verifying_need_no_torch() -> None:
     assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
 
 
-@pytest.mark.filterwarnings("error")
-def test_warnings_of_pillow_are_not_printed(tmp_path: Path) -> None:
+def test_commands_print_no_warnings_of_pillow(tmp_path: Path) -> None:
     path = tmp_path / "palette.png"
     Image.new("P", (8, 6)).save(path, transparency=bytes(range(256)))
-    assert load_image(path).size == (8, 6)
-    verify_images([path])
+    code = (
+        "from pab.core.errors import run_cli\n"
+        "from pab.data.images import load_image\n"
+        f"run_cli(lambda _: print(load_image({str(path)!r}).size))"
+    )
+    words = [sys.executable, "-W", "default", "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("(8, 6)\n", "")
 
 
 def test_an_image_that_cannot_be_resized_is_named(tmp_path: Path) -> None:

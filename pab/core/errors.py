@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -61,6 +62,8 @@ def run_cli(main: Callable[[list[str] | None], None], argv: list[str] | None = N
     Device errors that :mod:`pab.core.device_errors` describes are reported like bad input. The exit
     code is 1 for a lost connection to another process or a closed output pipe, and 130 for Ctrl-C.
     """
+    # Warnings about metadata and large images; loader processes inherit the filter.
+    warnings.filterwarnings("ignore", module="PIL")
     try:
         with closing_bars():
             main(argv)

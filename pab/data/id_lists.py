@@ -19,7 +19,8 @@ from pab.core.text_files import read_text
 from pab.data.annotations import read_retrieval
 from pab.data.names import plain_names
 
-_OBJECTS = re.compile(rb"""\s*(\[\s*)?\{\s*("|\}|$)""")  # the start of an annotation
+# The start of an annotation, or of an array of strings.
+_OBJECTS = re.compile(rb"""\s*(\[\s*)?\{\s*("|\}|$)|\s*\[\s*("|$)""")
 
 
 def read_id_list(path: str | Path, what: str = "a list of ids, one per line") -> list[str]:

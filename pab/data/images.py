@@ -14,7 +14,6 @@ import hashlib
 import io
 import os
 import stat
-import warnings
 import zlib
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -209,18 +208,19 @@ def decode_image(file: ImageFile, path: Path) -> Image.Image:
         InputError: the file cannot be decoded.
     """
     try:
-        with only_errors(), Image.open(file, formats=_FORMATS) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             return as_rgb(image)
     except _DECODING_ERRORS as error:
         raise InputError(path, _EXPECTED + reason(path, error)) from error
 
 
-@contextmanager
-def only_errors() -> Iterator[None]:
-    """Suppress Pillow's warnings about metadata and large images; its errors remain."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
+def is_readable(path: Path) -> bool:
+    """Return true if a file has a format of benchmark images, whatever its extension."""
+    try:
+        with Image.open(path, formats=_FORMATS):
+            return True
+    except _DECODING_ERRORS:
+        return False
 
 
 def load_image(path: str | Path) -> Image.Image:
@@ -351,7 +351,7 @@ def verify_images(paths: list[Path], num_workers: int = 0) -> None:
     from pab.core import processes  # imports torch
 
     share = [paths[i] for i in processes.share_of(len(paths))]
-    with only_errors(), ThreadPoolExecutor(max(num_workers, 1)) as pool:
+    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         found = progress(pool.map(_problem_of, share), "checking images", "images", len(share))
         bad = {path: why for path, why in zip(share, found, strict=True) if why is not None}
     refuse_unreadable(bad, paths)

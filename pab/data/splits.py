@@ -29,8 +29,8 @@ def validation_split(
     """Split the pairs into training and validation by source video.
 
     Videos are drawn in a seeded order until they contain at least ``n_val_pairs`` pairs. The excess
-    is less than the size of the last video drawn. Without ``source_id``, an image and its twin
-    count as one video, with all their captions.
+    is less than the size of the last video drawn. All pairs of an image count as one video, and
+    without ``source_id`` also the image and its twin.
 
     Args:
         training_set: the pairs.

@@ -18,11 +18,13 @@ import numpy as np
 
 from pab.core.counts import counted
 from pab.core.errors import InputError
+from pab.core.files import sha256_of_file
 from pab.core.notices import notice, recorded
 from pab.core.progress import Progress, write_line
 from pab.data.bad_lines import BadLines
 from pab.data.fields import FieldNotes
 from pab.data.image_paths import IMAGE_ENDINGS, SEARCH_ONLY_ENDINGS, written_variants
+from pab.data.images import is_readable
 from pab.data.json_lines import entries, json_object, utf8_bytes, wide_encoding
 from pab.data.pairs import train_pair
 from pab.data.tables import CaptionedImage, TableColumns, captioned_images, is_table
@@ -139,7 +141,7 @@ class _Checked:
         item = self._item(len(self.shards) - 1, number)
         pair = train_pair(json_object(raw, path, item), path, item, self.notes, self._root)
         ending = posixpath.splitext(pair.image)[1].lower()
-        if ending in SEARCH_ONLY_ENDINGS:
+        if ending in SEARCH_ONLY_ENDINGS and not is_readable(Path(self._root, pair.image)):
             readable = ", ".join(sorted(IMAGE_ENDINGS))
             problem = f"field 'image': expected a format that training reads ({readable})"
             raise InputError(path, f"{problem}, found {ending}", item=item)
@@ -239,9 +241,16 @@ def _check_lines(
     total = sum(path.stat().st_size for path in files)
     shown = Progress(total or None, "indexing training pairs", "B")
     seen: dict[str, tuple[str, int]] = {}
+    tables: dict[str, int] = {}  # SHA-256 of a table -> number of its shard
     for number, shard in enumerate(shards):
         path, known_bad, empty = Path(shard.path), bad.total, True
         copy, items = folder / f"shard_{number}.json", list[str]()
+        if is_table(path):
+            first = tables.setdefault(sha256_of_file(path), number)
+            if first != number:
+                other = Path(shards[first].path).name
+                problem = f"expected different tables, found the content of {other} again"
+                raise InputError(path, problem, todo="list each table once")
         if is_table(path) or path.is_dir():
             rows = captioned_images(path, root, columns, bad, seen)
             source = _copy_table(shard, copy, rows, items)

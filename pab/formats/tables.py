@@ -84,9 +84,8 @@ def trec_fields(line: str) -> list[str]:
 def is_trec_run(lines: Iterable[str]) -> bool:
     """Return true if lines are in TREC format: Q0 in the second field, a number in the fifth.
 
-    ``0`` may replace Q0. In a ranked list, it may also be a name. Every line must then have it, a
-    number in the fifth field, and at most six fields. A single line of a list may also look like
-    this, but its fifth name is never a fraction.
+    ``0`` may replace Q0. In a ranked list, it may also be a name, but the fifth name is never a
+    fraction. Every line must then have ``0``, a fraction in the fifth field, and at most six.
     """
     rows = (trec_fields(line) for line in lines if line.strip())
     first = next(rows, [])
@@ -94,13 +93,12 @@ def is_trec_run(lines: Iterable[str]) -> bool:
         return False
     if first[1] != "0":
         return first[1].upper() == "Q0"
-    found = [first, *rows]
-    for _, zero, *rest in found:
+    for _, zero, *rest in (first, *rows):
         if zero != "0" or len(rest) not in (3, 4) or number_of(rest[2]) is None:
             return False
-        if _BLANKS.search(rest[-1]):
+        if rest[2].lstrip("-").isdecimal() or _BLANKS.search(rest[-1]):
             return False
-    return len(found) > 1 or not first[4].isdecimal()
+    return True
 
 
 def number_of(cell: str) -> float | None:

@@ -58,10 +58,10 @@ def explain_folder(folder: Path) -> Found:
     if nested or any(map(is_photo_name, names)):
         return _pictures(folder, names, nested)
     videos = _videos(folder, names)
-    if videos is not None:
-        return videos
     endings = Counter(Path(name).suffix.lower() for name in names if name[0] != ".")
     known = ", ".join(f"{endings[e]} {e}" for e in sorted(endings) if e in KNOWN_ENDINGS)
+    if videos is not None and not known:
+        return videos
     if known:
         first = next((name for name in _RUN_WEIGHTS if name in names), None)
         facts = [f"files of known kinds to check: {known}"]
@@ -70,7 +70,8 @@ def explain_folder(folder: Path) -> Found:
             facts.append("the model of this run: model/")
         first = first or next(n for n in names if Path(n).suffix.lower() in KNOWN_ENDINGS)
         command = f"python -m pab.layout check {quoted(folder / first)}"
-        return Found("a folder of files", tuple(facts), (command,))
+        more = videos or Found("", (), ())
+        return Found("a folder of files", (*facts, *more.facts), (command, *more.commands))
     below = sum(path.is_dir() for path in folder.iterdir())
     found = f"{count(len(names), 'file')} of other kinds and {count(below, 'folder')}"
     problem = f"expected data, photographs, scores or weights, found {found}"

@@ -247,14 +247,16 @@ def prepare(config: ScoringConfig) -> ScoringJob:
     if not gallery:
         raise InputError(config.annotation, "expected gallery images, found none")
     names = [image.gallery_id for image in gallery]
-    blank = next((n for n in names if len(n.split()) != 1 or n != n.strip()), None)
-    if blank is not None and config.output_file:
-        raise InputError(
-            folder or config.annotation,
-            "a name that contains a blank cannot be written in a ranked list",
-            item=f"image {blank!r}",
-            todo="rename the image, or set --output_file none",
-        )
+    where = folder or config.annotation
+    for name in names:
+        if name != name.strip():
+            problem = "expected a name without blanks at its ends"
+            raise InputError(where, problem, item=f"image {name!r}", todo="rename the image")
+        if config.output_file and len(name.split()) != 1:
+            raise InputError(
+                where, "a name that contains a blank cannot be written in a ranked list",
+                item=f"image {name!r}", todo="rename the image, or set --output_file none",
+            )  # fmt: skip
     ids = [query.query_id for query in retrieval.queries]
     wanted = read_query_order(config.query_order) if config.query_order else None
     order = order_queries(ids, wanted, where=config.query_order or "--query_order")

@@ -93,8 +93,10 @@ def load_encoder(name: str, *, config: str | Path | None = None, **settings: Any
     given: dict[str, Any] = {"feature_cache": False}
     for key, value in settings.items():
         value = str(value) if isinstance(value, Path) else value
-        if key == "checkpoint":
-            own = {} if value is None else cls.of_checkpoint(value)
+        if key == "checkpoint" and value is None:
+            continue
+        if key == "checkpoint" and isinstance(value, str):
+            own = cls.of_checkpoint(value)
             if twice := own.keys() & settings.keys() - {key}:
                 raise InputError(
                     "load_encoder", f"checkpoint={value!r} also sets {min(twice)}",

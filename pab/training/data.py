@@ -65,7 +65,8 @@ def open_training_data(config: TrainingConfig) -> TrainingData:
         todo="use the same annotation files on every machine",
     )
     train_rows, val_rows = validation_split(pairs, config.val_pairs, config.val_seed)
-    if config.twin_batches_from is not None:
+    start = config.twin_batches_from
+    if start is not None and start < config.epochs:
         check_twins_exist(pairs, train_rows)
     images = processes.on_all(partial(_training_images, pairs, val_rows))
     verify_images(images, resolve_workers(config.num_workers))

@@ -286,7 +286,7 @@ def choose_questions(config: TrainConfig, setup: Setup) -> Sequence[Question]:
     questions: Sequence[Question]
     if config.pairs is None:
         questions, longest = PairQuestions(pairs, train_rows, held_out), 1
-        if config.hard_negatives:
+        if config.hard_negatives and config.hard_negatives_from < config.epochs:
             processes.on_all(partial(check_twins, questions))
     else:
         mined = read_mined(config.pairs, pairs.root)

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from ensemble.decode import CONVERGED, LOGARITHMS, DecodeSettings, decode, sinkhorn_errors
-from ensemble.listed import listed_images
+from ensemble.listed import listed_images, ranked_file
 from ensemble.rerank_prior import Evidence, Reranking
 from pab.core.counts import counted
 from pab.core.notices import notice
@@ -106,7 +106,8 @@ def decoded(
 
     ``quiet`` omits the notice about a sinkhorn decoding that has not converged.
     """
-    scores, evidence = ranking.scores, ranking.evidence
+    scores, evidence, listed = ranking.scores, ranking.evidence, ranking.listed
+    scores = ranked_file(scores, query_ids, gallery_ids, listed).scores  # unlisted images are last
     found = decode(scores, query_ids, gallery_ids, settings, evidence)
     facts = settings.facts()
     if settings.method == "sinkhorn":
@@ -118,7 +119,10 @@ def decoded(
         evidence = evidence or Evidence(scores)
     elif not ranking.is_reranked:
         evidence = None
-    return replace(ranking, scores=found, evidence=evidence), facts
+    if listed is not None and settings.method in ("margin", "assignment"):
+        first = found.argmax(dim=1, keepdim=True)  # the image that the method gives the query
+        listed = listed.scatter(1, first, True)
+    return replace(ranking, scores=found, evidence=evidence, listed=listed), facts
 
 
 def warn_on_sinkhorn(settings: DecodeSettings, row: float, column: float) -> None:

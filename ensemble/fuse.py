@@ -17,7 +17,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ensemble.listed import listed_images
+from ensemble.listed import listed_by_any, listed_images
 from ensemble.members import RANKED_LIST, Member, Rule
 from ensemble.reciprocal_rank import exact_scores, halves
 from ensemble.scaling import Scaling, flat_rows, mean_places, scaled_block
@@ -141,9 +141,8 @@ class Fusion:
     def listed_by_any(self) -> Tensor | None:
         """Mark the images that any member lists, bool [Q, G]; None if a member lists all images."""
         if any(file.listed is None for file in self.files):
-            return None
-        found = [self.listed_by(number) for number in range(len(self.files))]
-        return torch.stack([one for one in found if one is not None]).any(dim=0)
+            return None  # without a search for the listed images of the others
+        return listed_by_any([self.listed_by(number) for number in range(len(self.files))])
 
     def block(self, start: int, stop: int) -> Tensor:
         """Compute rows ``start`` to ``stop`` of the fused matrix, float32 [q, G]."""

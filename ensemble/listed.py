@@ -34,6 +34,12 @@ def listed_images(scores: Tensor, counts: Tensor) -> Tensor:
     return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, columns, is_listed)
 
 
+def listed_by_any(masks: Sequence[Tensor | None]) -> Tensor | None:
+    """Join the masks of several members, bool [Q, G]; None if a member lists all images."""
+    found = [mask for mask in masks if mask is not None]
+    return torch.stack(found).any(dim=0) if len(found) == len(masks) else None
+
+
 def ranked_file(
     scores: Tensor, query_ids: Sequence[str], gallery_ids: Sequence[str], listed: Tensor | None
 ) -> ScoreFile:

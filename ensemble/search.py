@@ -322,7 +322,8 @@ def run(config: SearchConfig) -> None:
     scored, files = files[-1], files[: len(members)]
     check_candidates(members, files, config.uit_k)
     fusion = aligned(members, files, query_ids, scaling=config.scaling)
-    check_gallery(members, files, gallery)
+    if gallery is not None:  # validation scores may also have distractors
+        check_gallery(members, files, sorted({*gallery, *fusion.gallery_ids}))
     judge = Judge(fusion.query_ids, fusion.gallery_ids, retrieval.relevant, members[0].path)
     search = searcher(config, fusion, judge)
     stages = stages_of(config, fusion, reranker, scored)

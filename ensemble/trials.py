@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ensemble.fuse import Fusion, blend, kept_weights, shares_from_weights
-from ensemble.listed import ranked_file
+from ensemble.listed import listed_by_any, ranked_file
 from pab.core.errors import InputError
 from pab.core.files import write_text
 from pab.core.notices import notice
@@ -157,6 +157,7 @@ def by_steps(
     trials = [Trial(members[n].name, 1.0, found.mean()) for n, found in enumerate(alone)]
     fused, best = scaled[start], alone[start]
     order, kept, steps = [start], [], []
+    listed = [fusion.listed_by(number) for number in range(len(members))]
     waiting = [number for number in range(len(members)) if number != start]
     rounds = len(waiting) * (len(waiting) + 1) // 2 if greedy else len(waiting)
     shown = Progress(rounds * len(weights), "trying weights", "trials")
@@ -164,7 +165,8 @@ def by_steps(
         found: tuple[tuple[float, float], int, float, Metrics] | None = None
         for number in waiting if greedy else waiting[:1]:
             for weight in weights:
-                metrics = judge(blend(fused, scaled[number], weight), fusion.listed_by_any)
+                used = listed_by_any([listed[n] for n in (*order, number)])
+                metrics = judge(blend(fused, scaled[number], weight), used)
                 trials.append(Trial(members[number].name, weight, metrics.mean()))
                 shown.update()
                 key = judge.key(metrics)

@@ -249,6 +249,7 @@ def test_broken_installations_are_refused(
         ({"device": "tpu"}, "--device: "),
         ({"annotation": "a.json", "top_k": 3}, "an encoder does not use annotation, top_k"),
         ({"checkpoint": "a.pt", "pretrained": "b.pt"}, "checkpoint='a.pt' also sets pretrained"),
+        ({"checkpoint": 3}, "unknown setting 'checkpoint'"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], expected: str) -> None:

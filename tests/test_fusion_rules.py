@@ -10,11 +10,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from ensemble.chain import stages
+from ensemble.decode import DecodeSettings
 from ensemble.fuse import kept_weights, shares_from_weights
+from ensemble.listed import ranked_file
 from ensemble.run import main as run
 from ensemble.scaling import mean_places
 from pab.core.errors import InputError
-from pab.ranking import top_k
+from pab.ranking import ranked_names, top_k
 from pab.scores import load_scores
 from tests.conftest import write_lines
 from tests.fusion import IMAGES, QUERIES, fused, score_files, write
@@ -312,3 +315,14 @@ def test_a_gallery_of_one_image_is_accepted(tmp_path: Path) -> None:
     for flags in ([], ["--save_score", str(tmp_path / "f.pt")]):
         run([*words, str(tmp_path / "one.txt"), *flags])
         assert (tmp_path / "one.txt").read_text() == "a\na\n"
+
+
+def test_an_assignment_may_give_an_image_that_no_member_lists() -> None:
+    """Three queries list the same two images, so one of them receives an unlisted image."""
+    scores = torch.tensor([[0.9, 0.5, 0.0], [0.8, 0.6, 0.0], [0.7, 0.4, 0.0]])
+    listed = torch.tensor([[True, True, False]] * 3)
+    ids = (["q1", "q2", "q3"], ["a", "b", "c"])
+    settings = DecodeSettings("assignment")
+    *_, last = stages(scores, *ids, None, [settings], listed)
+    file = ranked_file(last.scores, *ids, last.listed)
+    assert {names[0] for names in ranked_names(file.scores, ids[1], 1)} == {"a", "b", "c"}

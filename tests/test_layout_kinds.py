@@ -92,6 +92,14 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
         "python scripts/finetune_clip.py --config configs/clip/finetune.yaml --data_path {path} "
         "--skip_bad_lines",
     ),
+    "weights and a video": (
+        lambda path: [
+            write_text(path / "yard.mp4", ""),
+            *(score_file(path / f"{name}.pt") for name in "ab"),
+        ],
+        ["a folder of files", "2 .pt", "1 video"],
+        "python -m pab.search index --model clip --video {path}/*.mp4 --out output/index",
+    ),
     "photo s": (
         photographs,
         ["a folder of photographs", "3 images", "2 of them in 1 nested folder"],

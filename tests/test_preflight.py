@@ -156,6 +156,8 @@ def test_twin_batches_need_videos_of_several_images(
     table.write_text("\n".join(["filepath,title", *rows]))
     line = fails_early(data_path=table, csv_separator=",", twin_batches_from=0)
     assert "--twin_batches_from: expected source videos with several images" in line
+    with pytest.raises(AssertionError, match="the first step was reached"):
+        recipe(data_path=table, csv_separator=",", twin_batches_from=99)
 
 
 def test_every_kept_epoch_needs_space_for_its_weights(

@@ -417,7 +417,7 @@ def test_invalid_trec_lines_are_refused(tmp_path: Path, text: str, message: str)
 @pytest.mark.parametrize(
     "text",
     [
-        "7 0 12 3 5\n", "7 0 12 3 5 9\n", "7 0 12 3 5 9\n12 7 0 3 5 9\n",
+        "7 0 12 3 5\n", "3 0 1 2 4\n5 0 1 2 3\n", "7 0 12 3 5 9\n", "7 0 12 3 5 9\n12 7 0 3 5 9\n",
         "7 0 12 3 5 9 8\n0 7 12 3 5 9 8\n", "7 0 12 3 5 9 8\n3 0 12 7 5 9 8\n", "7 Q0 12 3\n",
     ],
 )  # fmt: skip

@@ -64,7 +64,7 @@ def test_id_lists(tmp_path: Path) -> None:
     for lines in (["[1] a", "b"], ["{b} c", "d"], ["[a]", "{}b"]):
         path = saved(tmp_path, "".join(f"{one}\n" for one in lines), "lines.txt")
         assert read_query_ids(path) == read_gallery_ids(path) == lines
-    for broken in ('[{"image": "a.jpg", "image', '{"image": "a.jpg", "image'):
+    for broken in ('[{"image": "a.jpg", "image', '{"image": "a.jpg", "image', '["a",\n"b",\n'):
         with pytest.raises(InputError, match="broken JSON"):
             read_query_ids(saved(tmp_path, broken, "l"))
     with pytest.raises(InputError, match="expected distinct ids, found 'a' twice"):

@@ -201,6 +201,14 @@ def test_two_tables_may_share_images(tmp_path: Path) -> None:
     assert pairs.videos.tolist() == [0, 1, 0, 0, 2]
 
 
+def test_a_table_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
+    for name in ("a.csv", "copy.csv"):
+        (tmp_path / name).write_text("filepath,title\na.jpg,x\n")
+    for other in ("a.csv", "copy.csv"):
+        with pytest.raises(InputError, match=rf"{other}: expected different tables, .* a\.csv"):
+            TrainingSet.open(tmp_path, [tmp_path / "a.csv", tmp_path / other])
+
+
 def test_an_id_of_a_table_that_a_shard_has_names_both_lines(tmp_path: Path) -> None:
     (tmp_path / "1.json").write_text('{"image": "x.jpg", "image_id": "b#0", "caption": "x"}')
     (tmp_path / "2.csv").write_text('filepath,title\na.jpg,"x\ny"\nb.jpg,z\nc.jpg,z\n')

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from torch.utils.data import DataLoader
 
 from pab.core.errors import InputError
@@ -252,6 +253,14 @@ def test_an_image_format_that_training_cannot_read_is_a_bad_line(root: Path, end
     with pytest.raises(InputError, match=message):
         TrainingSet.open(root)
     assert TrainingSet.open(root, skip_bad_lines=True).skipped == 1
+
+
+def test_a_readable_image_may_have_any_extension(root: Path) -> None:
+    write_shard(root, 2, pair(2, 0), pair(2, 1, image="train/x.gif"))
+    path = root / "train/x.gif"
+    path.parent.mkdir(exist_ok=True)
+    Image.new("RGB", (8, 6)).save(path, format="JPEG")
+    assert "train/x.gif" in [one.image for one in TrainingSet.open(root)]
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -132,10 +132,9 @@ def load_strict(
     """
     own = model.state_dict()
     # A cast of a whole state also casts the batch counters of BatchNorm, which scoring ignores.
-    counters = [
-        name for name in state if name.endswith(COUNTER) and state[name].is_floating_point()
-    ]
-    ignore = (*ignore, *counters)
+    counts = {name: tensor for name, tensor in state.items() if name.endswith(COUNTER)}
+    casts = (name for name in counts.keys() & own.keys() if counts[name].is_floating_point())
+    ignore = (*ignore, *casts)
     ignored = tuple(sorted(name for name in {*own, *state} if _matches(name, ignore)))
     wanted = {name: tensor for name, tensor in own.items() if not _matches(name, ignore)}
     given = {name: tensor for name, tensor in state.items() if not _matches(name, ignore)}

@@ -85,7 +85,8 @@ def is_trec_run(lines: Iterable[str]) -> bool:
     """Return true if lines are in TREC format: Q0 in the second field, a number in the fifth.
 
     ``0`` may replace Q0. In a ranked list, it may also be a name, but the fifth name is never a
-    fraction. Every line must then have ``0``, a fraction in the fifth field, and at most six.
+    fraction. Every line must then have ``0``, a number in the fifth field, and at most six fields;
+    at least one of the numbers must be a fraction.
     """
     rows = (trec_fields(line) for line in lines if line.strip())
     first = next(rows, [])
@@ -93,12 +94,14 @@ def is_trec_run(lines: Iterable[str]) -> bool:
         return False
     if first[1] != "0":
         return first[1].upper() == "Q0"
+    has_fraction = False
     for _, zero, *rest in (first, *rows):
         if zero != "0" or len(rest) not in (3, 4) or number_of(rest[2]) is None:
             return False
-        if rest[2].lstrip("-").isdecimal() or _BLANKS.search(rest[-1]):
+        if _BLANKS.search(rest[-1]):
             return False
-    return True
+        has_fraction |= not rest[2].lstrip("+-").isdecimal()
+    return has_fraction
 
 
 def number_of(cell: str) -> float | None:

@@ -30,13 +30,12 @@ from pab.core.files import atomic_path, write_json
 from pab.core.outputs import check_free_space
 from pab.core.progress import Progress
 from pab.formats.tables import pyarrow
-from pab.search.index import Dtype, Entry, Index, Member
+from pab.search.index import UNIT, Dtype, Entry, Index, Member
 
 Format = Literal["lancedb", "qdrant"]
 
 POINTS = 128  # per request; Qdrant's guide to bulk upload recommends 64 to 256
 NAMESPACE = UUID("4a1c9c1e-54e3-5a52-9d5c-8a0c3d9cf2a7")  # of the ids; a constant, chosen once
-UNIT = 0.01  # largest deviation of a stored vector's norm from 1; rounding to float16 gives 0.0005
 # Significant decimal digits that convert back to the same number.
 DIGITS = {"float16": 5, "float32": 9}
 # Bytes per number and per image, to check the free space.

@@ -40,6 +40,7 @@ from pab.formats.tables import pyarrow
 FORMAT = 1  # version of the format; other versions are rejected
 MANIFEST = "manifest.json"
 SHARD_ROWS = 10_000  # maximum rows of a shard that is merged from several
+UNIT = 0.01  # largest deviation of a stored vector's norm from 1; rounding to float16 gives 0.0005
 GROUP_ROWS = 1_000  # rows per row group of a metadata file, read together
 _GROUPS_IN_MEMORY = 64
 AGAIN = "remove the folder of the index, and index the images again"

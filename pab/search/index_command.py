@@ -13,6 +13,8 @@ from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from pab.core.commands import CommandParser
 from pab.core.config import add_config_flags, load_config
 from pab.core.counts import counted
@@ -20,9 +22,9 @@ from pab.core.errors import InputError
 from pab.core.outputs import check_output_folder
 from pab.core.progress import write_line
 from pab.data.label_config import TableConfig
-from pab.search.ann import KINDS, Kind, build_ann, is_current, kept_ann, read_record
+from pab.search.ann import KINDS, Kind, build_ann, is_current, read_record
 from pab.search.build import build_index, locked
-from pab.search.index import MANIFEST, Index, read_manifest
+from pab.search.index import MANIFEST, UNIT, Index, read_manifest
 from pab.search.jobs import BLOCK_ROWS, BuildSettings
 from pab.search.libraries import library
 from pab.search.members import MemberChoice, Opened, choice_of, split_members
@@ -30,6 +32,7 @@ from pab.search.ray_engine import RayEngine, ray_library
 from pab.search.results import print_summary, write_unreadable
 from pab.search.sources import ArchiveSource, FolderSource, Source, TableSource, VideoSource
 
+FEW_ROWS = 100  # read to find members with several vectors per image
 PROG = "python -m pab.search index"
 UNREADABLE = "unreadable.txt"
 SOURCES = ("image_folder", "csv", "webdataset", "video")
@@ -134,9 +137,6 @@ def main(argv: Sequence[str]) -> None:
         f"{report.kept} unchanged, {removed} removed", file=sys.stderr,
     )  # fmt: skip
     print_summary(report.rows, len(report.unreadable), listing)
-    opened = report.encoded or engine is not None  # workers do not know --ann
-    if args.ann is not None and not opened and kept_ann(Index.open(args.out), args.ann) is None:
-        opener()  # checks the first member
     update_ann(args.out, args.ann)
 
 
@@ -198,8 +198,18 @@ def source_of(args: argparse.Namespace) -> Source:
 
 
 def update_ann(out: Path, kind: Kind | None) -> None:
-    """Build the approximate index; without a kind, print a line if the existing one is outdated."""
+    """Build the approximate index; without a kind, print a line if the existing one is outdated.
+
+    Raises:
+        InputError: the first member has several vectors per image, or see :func:`build_ann`.
+    """
     if kind is not None:
+        index = Index.open(out)
+        name = index.members[0].name
+        first = index.vectors(name, range(min(index.rows, FEW_ROWS))).astype(np.float32)
+        if np.any(np.linalg.norm(first, axis=1) > 1 + UNIT):  # stored as one row
+            problem = f"member {name} has several vectors per image"
+            raise InputError("--ann", problem, todo="leave out --ann")
         with locked(out):
             record = build_ann(out, kind)
         facts = f"{record.rows} vectors of {record.member}, recall@10 {record.recall_at_10:.3f}"

@@ -215,12 +215,18 @@ def check_choices(folder: Path, manifest: Manifest, choices: Sequence[MemberChoi
 def with_arguments(
     members: Sequence[Member], choices: Sequence[MemberChoice], opened: Sequence[Opened]
 ) -> list[Member]:
-    """Return members of an index with the flags that open them now; weights may have moved."""
+    """Return members of an index with the flags that open them now, if their weights have moved.
+
+    Otherwise the old flags remain: others, such as the device, may suit only one run.
+    """
     found = []
     for member, choice, one in zip(members, choices, opened, strict=True):
         new = one.member(member.width, member.dtype)
         origin = {**new.origin, "dtype": member.origin.get("dtype", "")}
-        found.append(replace(member, arguments=choice.arguments, origin=origin))
+        moved = origin != member.origin
+        found.append(
+            replace(member, arguments=choice.arguments, origin=origin) if moved else member
+        )
     return found
 
 

@@ -108,6 +108,7 @@ def main(argv: Sequence[str]) -> None:
     ann = usable_ann(index, names) if args.ann else None
     searcher = Searcher(index, encoders, of_members, ann)
     filters = Filters(args.folder, args.start, args.end, args.least)
+    filters.check()
     chosen = filters.rows(index)
     if chosen is not None and not len(chosen):
         flags = ", ".join(f"--{one}" for one in ("folder", "start", "end") if is_given(args, one))

@@ -298,7 +298,7 @@ def old_root(manifest: Manifest, source: Source) -> Path:
 def check_containers(
     folder: Path, root: Path, manifest: Manifest, source: Source, listing: Listing
 ) -> None:
-    """Refuse to remove the images of a container that still exists but was not passed.
+    """Refuse to remove the images of a container that exists but was not passed or is unreadable.
 
     Args:
         folder: folder of the index.
@@ -310,10 +310,16 @@ def check_containers(
     Raises:
         InputError: see above.
     """
-    names = [*(one.name for one in listing.containers), *listing.unreadable]
-    listed = {source.root.resolve() / name for name in names}
+    listed = {source.root.resolve() / one.name for one in listing.containers}
+    problems = {source.root.resolve() / name: why for name, why in listing.unreadable.items()}
     for name in manifest.complete:
         path = root / name
+        if path in problems:
+            raise InputError(
+                folder, f"expected every archive or video of the index to be readable: "
+                f"{problems[path]}", item=f"file {name!r}",
+                todo="restore the file, or delete it to remove its images",
+            )  # fmt: skip
         if path not in listed and path.is_file():
             raise InputError(
                 folder, "expected every archive or video of the index",

@@ -17,7 +17,7 @@ from pab.data.wordpiece import Tokenizer
 from pab.scoring.encoder import Encoder
 from pab.scoring.encoding import BatchEncoder
 
-FEWEST_WORDS = 20  # shorter texts fit in the token limits of all members
+FEWEST_WORDS = 10  # shorter texts are not checked: each check encodes the text again
 
 
 def text_vectors(encoder: Encoder, texts: Sequence[str]) -> Tensor:
@@ -36,9 +36,8 @@ def text_vectors(encoder: Encoder, texts: Sequence[str]) -> Tensor:
         try:
             found.append(encoder.encode_texts([text]))
         except InputError as error:
-            todo = "use other words, or the vocabulary that the model was trained with"
             item = f"text {shortened(text)}"
-            raise InputError(error.where, error.problem, item=item, todo=todo) from error
+            raise InputError(error.where, error.problem, item=item, todo=error.todo) from error
     return torch.cat(found)
 
 

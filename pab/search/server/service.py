@@ -21,7 +21,7 @@ from pab.scoring.encoder import Encoder
 from pab.scoring.rerank import Reranker
 from pab.search.ann import usable_ann
 from pab.search.flags import RERANK_DEPTH
-from pab.search.index import MANIFEST, Entry, Index, read_manifest
+from pab.search.index import MANIFEST, Entry, Index, Member, read_manifest
 from pab.search.query import Filters, Hit, Query, Searcher
 from pab.search.server.cache import BoundedCache
 from pab.search.server.ids import Ids, image_id
@@ -334,7 +334,7 @@ class Service:
         with self._lock:
             if stamp != self._opened.stamp:
                 before, index = self._opened.index, Index.open(self.folder)
-                if index.members != before.members:
+                if list(map(_identity, index.members)) != list(map(_identity, before.members)):
                     problem = "the members have changed since the server started"
                     raise InputError(self.folder, problem, todo="restart the server")
                 self._opened = self._open(index, stamp)
@@ -422,6 +422,11 @@ def _result(index: Index, hit: Hit, rank: int) -> Result:
             "rerank_score": hit.rerank_score,
         }
     )  # fmt: skip
+
+
+def _identity(member: Member) -> tuple[object, ...]:
+    """Return what vectors depend on; the flags of a member may differ between runs."""
+    return member.name, member.model, member.fingerprint, member.width, member.dtype
 
 
 def _stamp(folder: Path) -> tuple[int, int, int]:

@@ -97,7 +97,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], None], list[str], str]] = {
             write_text(path / "yard.mp4", ""),
             *(score_file(path / f"{name}.pt") for name in "ab"),
         ],
-        ["a folder of files", "2 .pt", "1 video"],
+        ["a folder of files", "2 .pt"],
         "python -m pab.search index --model clip --video {path}/*.mp4 --out output/index",
     ),
     "photo s": (

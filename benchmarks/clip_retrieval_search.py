@@ -1,8 +1,9 @@
-"""Build and search an index with clip-retrieval's own code; run by `search_speed.py --peers`.
+"""Build and search an index with clip-retrieval's own code.
 
-It runs in clip-retrieval's environment, without this project. The arguments are a folder and the
-number of threads. The folder contains `img_emb`, `metadata`, `query.npy` (float32 [1, D]) and
-`right.npy` (int64 [k], the rows that exact search returns).
+`search_speed.py --peers --clip_retrieval PYTHON` runs this script in clip-retrieval's environment,
+without this project. The arguments are a folder and the number of threads. The folder contains
+`img_emb`, `metadata`, `query.npy` (float32 [1, D]) and `right.npy` (int64 [k], the rows that exact
+search returns).
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ REPEATS = 15
 
 
 def main(folder: Path, threads: int) -> None:
-    # The package's __init__ imports the models. An empty package object replaces it, so that only
-    # the installed modules named below are imported.
+    # The package's __init__ imports the models, which need torch. An empty package object replaces
+    # it, so that the search modules can be imported without them.
     spec = importlib.util.find_spec("clip_retrieval")
     if spec is None or spec.submodule_search_locations is None:
         raise SystemExit(f"{sys.executable}: clip_retrieval is not installed")

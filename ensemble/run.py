@@ -48,7 +48,9 @@ class RunConfig(FusionConfig):
     output_file: str = output_flag(
         "reproduce.txt", "ranked list to write; a .zip file contains it as answer.txt"
     )
-    save_score: str | None = output_flag(None, "score file of the fused matrix to write")
+    save_score: str | None = output_flag(
+        None, "score file to write, with the scores after the last stage"
+    )
     top_k: int = output_flag(10, "names per line of the ranked list", ge=1)
     query_order: str | None = data_flag(None, "file of query ids, one per line, in output order")
     protocol: str | None = data_flag(
@@ -178,7 +180,7 @@ def meta_of(
     files: Sequence[ScoreFile],
     decoded: Sequence[dict[str, Any]],
 ) -> dict[str, Any]:
-    """Build ``meta`` of the fused score file.
+    """Build ``meta`` of the saved score file.
 
     Args:
         config: settings of the run.

@@ -94,7 +94,7 @@ class SearchConfig(FusionConfig):
     )
     tau_grid: tuple[float, ...] = flag(
         (), "--decode margin: taus to try, in the unit of reranker scores (default: 0 to 10) or, "
-        "without --rerank, of the fused scores (default: 0 to 0.2)",
+        "without --rerank, of the scores before it (default: 0 to 0.2, for fused scores)",
     )  # fmt: skip
     slack_grid: tuple[float, ...] = flag(
         (), "--decode assignment: slacks to try, in the unit of --tau_grid (default: as for "
@@ -129,7 +129,8 @@ class SearchConfig(FusionConfig):
         if self.method == "simplex" and self.order != "given":
             raise InputError("--order", "has no effect with --method simplex")
         if self.chosen_on or self.chosen_on_test:
-            raise InputError("--chosen_on", "is an output of the search, not a setting")
+            name = "chosen_on" if self.chosen_on else "chosen_on_test"
+            raise InputError(f"--{name}", "is an output of the search, not a setting")
 
     def _check_grids(self) -> None:
         """Reject grids of stages that are not searched, and values out of range."""

@@ -1,4 +1,4 @@
-"""Indexing in parts: workers give the index of one process, even if a worker is killed."""
+"""Indexing in parts: workers build the index of a single process, even if one is killed."""
 
 from __future__ import annotations
 

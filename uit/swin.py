@@ -68,7 +68,7 @@ class SwinConfig:
         return self.embed_dim << (len(self.depths) - 1)
 
     def check(self) -> None:
-        """Reject image sizes that the stage strides or the window size do not divide.
+        """Reject image sizes whose token grids cannot be merged or split into windows.
 
         Raises:
             InputError: the image size does not fit.

@@ -146,7 +146,7 @@ def joined(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def leaving_together() -> Iterator[None]:
-    """Leave the group at the end of the block, also after an error.
+    """Leave the group at the end of the block.
 
     Processes that succeed wait for one another, so that none reports success if the writing process
     fails. A process that fails does not wait. With gloo, it closes its connections, which ends the

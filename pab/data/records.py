@@ -49,7 +49,7 @@ class TrainPair:
     def captioned_image(self) -> tuple[str, str] | None:
         """``(X, image)`` if ``image_id`` is ``X#n``, the n-th caption of image X; else None.
 
-        Pairs with the same tuple are captions of one image in validation.
+        Validation joins the captions of an image by :func:`image_keys`.
         """
         if "#" not in self.image_id:
             return None
@@ -96,7 +96,7 @@ class Retrieval:
     """Queries, gallery and labels of one annotation file.
 
     Attributes:
-        queries: in the order in which their images first occur in the file; ids are unique.
+        queries: in file order; all captions of an image follow its first one. Ids are unique.
         gallery: sorted by id; None for name-masked queries (their gallery is an image folder).
         relevant: query id -> ids of the right images; None without labels.
         twins: query id -> id of the right image's twin; only twins in the gallery whose captions

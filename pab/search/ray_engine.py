@@ -108,8 +108,13 @@ def connected(address: str | None) -> Iterator[Any]:
             check_reachable(address)
         ray.init(address or LOCAL, logging_level="ERROR", **more)
     except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError is an OSError
+        if address is None:
+            raise InputError(
+                "--engine ray", f"Ray cannot start on this machine: {first_line(error)}",
+                todo="start a cluster with `ray start --head`, and pass --ray_address auto",
+            ) from error  # fmt: skip
         raise InputError(
-            "--ray_address", f"no Ray cluster at {address or LOCAL}: {first_line(error)}",
+            "--ray_address", f"no Ray cluster at {address}: {first_line(error)}",
             todo="start one with `ray start --head`, and set RAY_AUTH_MODE=token if it uses tokens",
         ) from error  # fmt: skip
     try:

@@ -29,7 +29,7 @@ def training_command(
 ) -> None:
     """Parse a command line, run the recipe, and leave the process group.
 
-    The group is left by :func:`pab.core.processes.leaving_together`, also after an error.
+    For the end of the process group, see :func:`pab.core.processes.leaving_together`.
 
     Args:
         cls: dataclass of the recipe's settings.
@@ -62,14 +62,14 @@ def training_command(
 def memory_remedy(config: TrainingConfig) -> str:
     """List the recipe's settings that reduce the memory of a training step."""
     now = vars(config)
+    chunk, updates = now.get("grad_cache_chunk"), now.get("update_freq")
     ways = [f"lower --batch_size (now {config.batch_size})"]
-    if "update_freq" in now:
+    if chunk:  # cannot be combined with --update_freq
+        ways = [f"lower --grad_cache_chunk (now {chunk})"]
+    elif updates is not None:
         ways[0] += " and raise --update_freq"
-    if "grad_cache_chunk" in now:
-        chunk = now["grad_cache_chunk"]
-        ways.append(
-            f"lower --grad_cache_chunk (now {chunk})" if chunk else "set --grad_cache_chunk"
-        )
+    if chunk == 0 and updates == 1:
+        ways.append("set --grad_cache_chunk")
     if now.get("checkpoint_activations") is False:
         ways.append("set --checkpoint_activations")
     if config.dtype == "fp32":

@@ -142,9 +142,10 @@ class LateEncoder(Embedder):
         return processes.assemble(order, found, len(texts), self.compute.device)
 
     def similarity(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Compute MaxSim, float32 [Q, G]; with several processes, each computes a part.
+        """Compute MaxSim, or MeanMaxSim if the model specifies it, float32 [Q, G].
 
-        All processes must call this method, with equal arguments.
+        With several processes, each computes a part. All processes must call this method, with
+        equal arguments.
         """
         device = self.compute.device
         blocks = blocks_of(images, self.width, device)
@@ -154,7 +155,7 @@ class LateEncoder(Embedder):
         return processes.assemble(columns, found, len(images), device).T.contiguous()
 
     def similarity_here(self, texts: Tensor, images: Tensor) -> Tensor:
-        """Compute MaxSim in this process alone, float32 [Q, G]."""
+        """Compute :meth:`similarity` in this process alone, float32 [Q, G]."""
         return self._scores(texts, images, blocks_of(images, self.width, self.compute.device))
 
     def _scores(self, texts: Tensor, images: Tensor, blocks: list[range]) -> Tensor:
